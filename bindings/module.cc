@@ -1,0 +1,334 @@
+// Python bindings: conversion only. The GIL is released around packing, timing and running.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "base/arch.h"
+#include "base/error.h"
+#include "engine/program.h"
+#include "engine/weights.h"
+#include "kernels/select.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using espalier::AttentionShape;
+using espalier::Batch;
+using espalier::Binary;
+using espalier::DenseView;
+using espalier::Domain;
+using espalier::fail;
+using espalier::Isa;
+using espalier::KernelSet;
+using espalier::Program;
+using espalier::SparseMatrix;
+using espalier::Table;
+using espalier::Unary;
+using espalier::Weight;
+using espalier::WeightFormat;
+
+template <class T, class... Extra>
+using Array = nb::ndarray<const T, nb::device::cpu, Extra...>;
+template <class T>
+using Vector = Array<T, nb::ndim<1>, nb::c_contig>;
+template <class T>
+using Matrix = Array<T, nb::ndim<2>, nb::c_contig>;
+using Output = nb::ndarray<float, nb::device::cpu, nb::ndim<2>, nb::c_contig>;
+
+template <class T>
+struct Named {
+  const char* name;
+  T value;
+};
+
+constexpr Named<WeightFormat> kFormats[] = {{"dense", WeightFormat::dense}, {"unstructured", WeightFormat::unstructured}, {"4x1", WeightFormat::block4x1}};
+constexpr Named<Binary> kBinaries[] = {{"add", Binary::add}, {"sub", Binary::sub}, {"mul", Binary::mul}, {"div", Binary::div}};
+constexpr Named<Domain> kDomains[] = {{"token", Domain::token}, {"sequence", Domain::sequence}};
+constexpr Named<Unary> kUnaries[] = {
+    {"identity", Unary::identity}, {"gelu", Unary::gelu}, {"gelu_tanh", Unary::gelu_tanh}, {"relu", Unary::relu},   {"tanh", Unary::tanh},
+    {"sigmoid", Unary::sigmoid},   {"silu", Unary::silu}, {"quick_gelu", Unary::quick_gelu}, {"erf", Unary::erf},   {"exp", Unary::exp},
+    {"sqrt", Unary::sqrt},         {"abs", Unary::abs},   {"neg", Unary::neg},               {"reciprocal", Unary::reciprocal}};
+
+template <class T, std::size_t N>
+T parse(const Named<T> (&table)[N], const std::string& name, const char* what) {
+  std::string known;
+  for (const Named<T>& entry : table) {
+    if (name == entry.name) return entry.value;
+    known += (known.empty() ? "" : ", ") + std::string(entry.name);
+  }
+  fail("unknown " + std::string(what) + " '" + name + "'; known: " + known);
+}
+
+template <class T, std::size_t N>
+const char* show(const Named<T> (&table)[N], T value) {
+  for (const Named<T>& entry : table)
+    if (entry.value == value) return entry.name;
+  return "?";
+}
+
+Isa parse_isa(const std::string& name) {
+  for (Isa isa : espalier::built_isas())
+    if (espalier::isa_name(isa) == name) return isa;
+  fail("this build has no kernels for '" + name + "'");
+}
+
+const KernelSet& kernels(const std::string& isa) { return espalier::kernels_for(parse_isa(isa)); }
+
+int narrow(std::size_t n, const char* what) {
+  if (n > static_cast<std::size_t>(INT32_MAX)) fail(std::string(what) + " is too large");
+  return static_cast<int>(n);
+}
+
+SparseMatrix compress(const Array<float, nb::ndim<2>>& dense) {
+  const DenseView view{dense.data(), narrow(dense.shape(0), "a weight"), narrow(dense.shape(1), "a weight"), dense.stride(0), dense.stride(1)};
+  const nb::gil_scoped_release release;
+  return espalier::compress(view);
+}
+
+SparseMatrix from_parts(int rows, int columns, const Vector<std::uint32_t>& starts, const Vector<std::uint16_t>& indices, const Vector<float>& values) {
+  SparseMatrix m;
+  m.rows = rows;
+  m.columns = columns;
+  const auto copy = [](const auto& from, auto& to) {
+    to.resize(from.shape(0));
+    std::copy(from.data(), from.data() + from.shape(0), to.data());
+  };
+  copy(starts, m.starts);
+  copy(indices, m.indices);
+  copy(values, m.values);
+  const nb::gil_scoped_release release;
+  espalier::check(m);
+  return m;
+}
+
+SparseMatrix decode(int rows, int columns, const Vector<std::uint32_t>& counts, const Vector<std::uint8_t>& gaps, const Vector<std::uint16_t>& low,
+                    const Vector<std::uint8_t>& middle, const Vector<std::uint8_t>& top) {
+  const auto span = [](const auto& a) { return std::span(a.data(), a.shape(0)); };
+  const espalier::EncodedMatrix encoded{rows, columns, span(counts), span(gaps), span(low), span(middle), span(top)};
+  const nb::gil_scoped_release release;
+  return espalier::decode(encoded);
+}
+
+// A NumPy view of memory that `owner` holds.
+template <class T>
+nb::object view(nb::handle owner, const T* data, std::size_t size) {
+  return nb::cast(nb::ndarray<nb::numpy, const T, nb::ndim<1>>(data, {size}, owner), nb::rv_policy::reference);
+}
+
+// A program, and the Python arrays whose memory it borrows.
+struct Holder {
+  Holder(const std::string& isa, int threads) : program(kernels(isa), threads) {}
+  Program program;
+  std::vector<nb::object> borrowed;
+};
+
+const float* vector_or_null(const std::optional<Vector<float>>& array, int expected, const char* what) {
+  if (!array) return nullptr;
+  if (array->shape(0) != static_cast<std::size_t>(expected)) fail(std::string(what) + " has " + std::to_string(array->shape(0)) + " entries, expected " + std::to_string(expected));
+  return array->data();
+}
+
+int features_of(const Holder& h, int value) {
+  if (value < 0 || value >= static_cast<int>(h.program.values().size())) fail("an operation reads a value that does not exist");
+  return h.program.values()[static_cast<std::size_t>(value)].features;
+}
+
+// tables: (array, scales or None, index input); array is float32, or int16 with a scale per row.
+int add_embed(Holder& h, std::string name, const std::vector<std::tuple<nb::object, std::optional<Vector<float>>, int>>& tables) {
+  std::vector<Table> parsed;
+  int features = 0;
+  for (const auto& [object, scales, index_input] : tables) {
+    Table t;
+    t.index_input = index_input;
+    std::size_t rows = 0, width = 0;
+    if (Matrix<float> floats; nb::try_cast(object, floats, false)) {
+      t.floats = floats.data();
+      rows = floats.shape(0), width = floats.shape(1);
+    } else if (Matrix<std::int16_t> integers; nb::try_cast(object, integers, false)) {
+      t.integers = integers.data();
+      rows = integers.shape(0), width = integers.shape(1);
+      if (!scales || scales->shape(0) != rows) fail("an integer embedding table needs one scale per row");
+      t.scales = scales->data();
+    } else {
+      fail("an embedding table must be a contiguous float32 or int16 matrix");
+    }
+    if (features != 0 && features != static_cast<int>(width)) fail("embedding tables that are summed differ in width");
+    features = narrow(width, "an embedding");
+    t.rows = narrow(rows, "an embedding");
+    parsed.push_back(t);
+    h.borrowed.push_back(object);
+    if (scales) h.borrowed.push_back(nb::cast(*scales));
+  }
+  return h.program.add_embed(std::move(name), features, std::move(parsed));
+}
+
+int add_linear(Holder& h, std::string name, int x, Weight& weight, const std::optional<Vector<float>>& bias, int residual, const std::string& act) {
+  const float* b = vector_or_null(bias, weight.packed().rows, "a bias");
+  return h.program.add_linear(std::move(name), x, std::move(weight), b, residual, parse(kUnaries, act, "activation"));
+}
+
+void run(Holder& h, const Vector<std::int32_t>& lengths, const Vector<std::int32_t>& rows, const Vector<std::int32_t>& starts, int columns,
+         const std::vector<Vector<std::int32_t>>& indices, const std::vector<Matrix<float>>& floats,
+         const std::vector<Array<float, nb::ndim<4>, nb::c_contig>>& biases, const std::optional<Vector<float>>& key_bias,
+         const std::optional<Vector<float>>& token_weights, const std::vector<Output>& outputs) {
+  Batch batch;
+  const auto list = [](const Vector<std::int32_t>& a) { return std::vector<std::int32_t>(a.data(), a.data() + a.shape(0)); };
+  batch.lengths = list(lengths);
+  batch.rows = list(rows);
+  batch.starts = list(starts);
+  batch.columns = columns;
+  std::int64_t tokens = 0;
+  int last_row = 0;
+  for (std::int32_t n : batch.lengths) tokens += n;
+  for (std::int32_t r : batch.rows) last_row = std::max(last_row, r);
+  for (const auto& a : indices) {
+    if (static_cast<std::int64_t>(a.shape(0)) != tokens) fail("an index input does not hold one index per token");
+    batch.indices.push_back(a.data());
+  }
+  for (const espalier::Op& op : h.program.ops()) {
+    if (op.kind == espalier::OpKind::load) {
+      const espalier::Value value = h.program.values()[static_cast<std::size_t>(op.output)];
+      const std::size_t at = static_cast<std::size_t>(op.argument);
+      const std::size_t count = value.domain == Domain::token ? static_cast<std::size_t>(tokens) : batch.lengths.size();
+      if (at >= floats.size() || floats[at].shape(0) != count || floats[at].shape(1) != static_cast<std::size_t>(value.features)) fail("a float input does not fit the program");
+    }
+    if (op.kind == espalier::OpKind::store) {
+      const espalier::Value value = h.program.values()[static_cast<std::size_t>(op.inputs[0])];
+      const std::size_t at = static_cast<std::size_t>(op.output);
+      const std::size_t count = value.domain == Domain::token ? static_cast<std::size_t>(tokens) : batch.lengths.size();
+      if (at >= outputs.size() || outputs[at].shape(0) != count || outputs[at].shape(1) != static_cast<std::size_t>(op.width)) fail("an output array does not fit the program");
+    }
+    if (op.kind == espalier::OpKind::attention && op.attention.bias_input >= 0) {
+      const std::size_t at = static_cast<std::size_t>(op.attention.bias_input);
+      if (at >= biases.size() || (biases[at].shape(1) != 1 && biases[at].shape(1) != static_cast<std::size_t>(op.attention.heads))) fail("an attention bias does not fit the heads");
+    }
+  }
+  for (const auto& a : floats) batch.floats.push_back(a.data());
+  // (rows or 1, heads or 1, keys, queries + a panel's width)
+  for (const auto& a : biases) {
+    const std::size_t columns_needed = static_cast<std::size_t>(columns);
+    if ((a.shape(0) != 1 && a.shape(0) <= static_cast<std::size_t>(last_row)) || a.shape(2) != columns_needed ||
+        a.shape(3) < columns_needed + static_cast<std::size_t>(h.program.panel_width()))
+      fail("an attention bias does not fit the batch");
+    batch.biases.push_back({a.data(), a.shape(0) == 1 ? 0 : a.stride(0), a.shape(1) == 1 ? 0 : a.stride(1), a.stride(2)});
+  }
+  batch.key_bias = vector_or_null(key_bias, static_cast<int>(tokens), "the key bias");
+  batch.token_weights = vector_or_null(token_weights, static_cast<int>(tokens), "the token weights");
+  for (const Output& a : outputs) batch.outputs.push_back(a.data());
+  const nb::gil_scoped_release release;
+  h.program.run(batch);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "The native engine of Espalier.";
+  nb::exception<espalier::Error>(m, "NativeError", nb::module_::import_("espalier.errors").attr("EngineError").ptr());
+
+  m.def("current_isa", [] { return std::string(espalier::isa_name(espalier::current_isa())); }, "Widest usable instruction set, capped by ESPALIER_MAX_ISA.");
+  m.def("arch_flags", [] { return espalier::flag_names(espalier::detect_arch()); }, "What this processor and operating system offer.");
+  m.def("built_isas", [] {
+    std::vector<std::string> names;
+    for (Isa isa : espalier::built_isas()) names.emplace_back(espalier::isa_name(isa));
+    return names;
+  });
+  m.def(
+      "select_isa",
+      [](const std::vector<std::string>& present, const std::string& cap) {
+        espalier::ArchFlags flags;
+        for (const std::string& name : present) {
+          flags.neon |= name == "neon";
+          flags.avx2 |= name == "avx2";
+          flags.avx512 |= name == "avx512";
+        }
+        return std::string(espalier::isa_name(espalier::select_isa(flags, cap)));
+      },
+      "flags"_a, "cap"_a = "", "The instruction set that made-up flags would select.");
+  m.def(
+      "panel_shape", [](const std::string& isa) { return std::make_tuple(kernels(isa).lanes, kernels(isa).max_groups); }, "isa"_a,
+      "(lanes, groups per panel)");
+
+  nb::class_<SparseMatrix>(m, "SparseMatrix")
+      .def_static("from_parts", &from_parts, "rows"_a, "columns"_a, "starts"_a, "indices"_a, "values"_a)
+      .def_static("decode", &decode, "rows"_a, "columns"_a, "counts"_a, "gaps"_a, "low"_a, "middle"_a, "top"_a)
+      .def_ro("rows", &SparseMatrix::rows)
+      .def_ro("columns", &SparseMatrix::columns)
+      .def_prop_ro("nonzeros", &SparseMatrix::nonzeros)
+      .def_prop_ro("blocks4x1", [](const SparseMatrix& s) { return espalier::stats(s).blocks4x1; })
+      .def_prop_ro("starts", [](nb::handle_t<SparseMatrix> self) { const auto& s = nb::cast<const SparseMatrix&>(self); return view(self, s.starts.data(), s.starts.size()); })
+      .def_prop_ro("indices", [](nb::handle_t<SparseMatrix> self) { const auto& s = nb::cast<const SparseMatrix&>(self); return view(self, s.indices.data(), s.indices.size()); })
+      .def_prop_ro("values", [](nb::handle_t<SparseMatrix> self) { const auto& s = nb::cast<const SparseMatrix&>(self); return view(self, s.values.data(), s.values.size()); })
+      .def(
+          "candidates",
+          [](const SparseMatrix& s, const std::string& isa) {
+            std::vector<std::tuple<std::string, int, double>> out;
+            for (const espalier::Candidate& c : espalier::candidates(espalier::stats(s), kernels(isa).lanes, kernels(isa).max_groups))
+              out.emplace_back(show(kFormats, c.format), c.chunk, c.cycles);
+            return out;
+          },
+          "isa"_a, "(format, chunk, estimated cycles for a full panel), cheapest first.");
+  m.def("compress", &compress, "dense"_a, "The nonzeros of a float32 matrix with any strides.");
+
+  nb::class_<Weight>(m, "Weight")
+      .def("__init__",
+           [](Weight* self, const SparseMatrix& s, const std::string& format, int chunk, const std::string& isa) {
+             const WeightFormat f = parse(kFormats, format, "weight format");
+             const KernelSet& set = kernels(isa);
+             const nb::gil_scoped_release release;
+             new (self) Weight(s, f, chunk, set.lanes * set.max_groups);
+           },
+           "matrix"_a, "format"_a, "chunk"_a, "isa"_a)
+      .def_prop_ro("bytes", &Weight::bytes)
+      .def(
+          "time",
+          [](const Weight& w, const std::string& isa) {
+            const KernelSet& set = kernels(isa);
+            const nb::gil_scoped_release release;
+            return espalier::time_linear(set, w);
+          },
+          "isa"_a, "Best seconds for one full panel, one thread.");
+
+  nb::class_<Holder>(m, "Program")
+      .def(nb::init<const std::string&, int>(), "isa"_a, "threads"_a)
+      .def_prop_ro("threads", [](const Holder& h) { return h.program.threads(); })
+      .def_prop_ro("panel_width", [](const Holder& h) { return h.program.panel_width(); })
+      .def("add_embed", &add_embed, "name"_a, "tables"_a)
+      .def("add_load", [](Holder& h, std::string name, int features, const std::string& domain, int input) { return h.program.add_load(std::move(name), features, parse(kDomains, domain, "domain"), input); }, "name"_a, "features"_a, "domain"_a, "float_input"_a)
+      .def("add_linear", &add_linear, "name"_a, "x"_a, "weight"_a, "bias"_a.none(), "residual"_a = -1, "act"_a = "identity", "Takes the weight over.")
+      .def("add_layer_norm", [](Holder& h, std::string name, int x, const Vector<float>& gamma, const std::optional<Vector<float>>& beta, float epsilon) {
+            const int n = features_of(h, x);
+            return h.program.add_layer_norm(std::move(name), x, vector_or_null(gamma, n, "gamma"), vector_or_null(beta, n, "beta"), epsilon);
+          }, "name"_a, "x"_a, "gamma"_a, "beta"_a.none(), "epsilon"_a)
+      .def("add_unary", [](Holder& h, std::string name, int x, const std::string& op) { return h.program.add_unary(std::move(name), x, parse(kUnaries, op, "activation")); }, "name"_a, "x"_a, "op"_a)
+      .def("add_binary", [](Holder& h, std::string name, const std::string& op, int a, int b) { return h.program.add_binary(std::move(name), parse(kBinaries, op, "operation"), a, b); }, "name"_a, "op"_a, "a"_a, "b"_a)
+      .def("add_binary_constant", [](Holder& h, std::string name, const std::string& op, int a, const Vector<float>& b) {
+            return h.program.add_binary_constant(std::move(name), parse(kBinaries, op, "operation"), a, vector_or_null(b, features_of(h, a), "a constant"));
+          }, "name"_a, "op"_a, "a"_a, "b"_a)
+      .def("add_softmax", [](Holder& h, std::string name, int x) { return h.program.add_softmax(std::move(name), x); }, "name"_a, "x"_a)
+      .def("add_l2_normalize", [](Holder& h, std::string name, int x, float epsilon) { return h.program.add_l2_normalize(std::move(name), x, epsilon); }, "name"_a, "x"_a, "epsilon"_a)
+      .def("add_attention", [](Holder& h, std::string name, std::tuple<int, int, int> qkv, std::tuple<int, int, int> features, int heads, int head_size, int value_size, float scale, int bias_input) {
+            AttentionShape shape{heads, head_size, value_size, std::get<0>(features), std::get<1>(features), std::get<2>(features), scale, bias_input};
+            return h.program.add_attention(std::move(name), std::get<0>(qkv), std::get<1>(qkv), std::get<2>(qkv), shape);
+          }, "name"_a, "qkv"_a, "first_features"_a, "heads"_a, "head_size"_a, "value_size"_a, "scale"_a, "bias_input"_a = -1)
+      .def("add_select", [](Holder& h, std::string name, int x, int column) { return h.program.add_select(std::move(name), x, column); }, "name"_a, "x"_a, "column"_a)
+      .def("add_mean", [](Holder& h, std::string name, int x, float epsilon) { return h.program.add_mean(std::move(name), x, epsilon); }, "name"_a, "x"_a, "epsilon"_a)
+      .def("add_store", [](Holder& h, std::string name, int x, int first, int width) { return h.program.add_store(std::move(name), x, first, width); }, "name"_a, "x"_a, "first"_a, "width"_a)
+      .def("finish", [](Holder& h) { h.program.finish(); })
+      .def("run", &run, "lengths"_a, "rows"_a, "starts"_a, "columns"_a, "indices"_a, "floats"_a, "biases"_a, "key_bias"_a.none(), "token_weights"_a.none(), "outputs"_a)
+      .def("profile", [](const Holder& h) {
+            std::vector<std::tuple<std::string, double, std::int64_t>> out;
+            for (const espalier::OpProfile& p : h.program.profile()) out.emplace_back(p.name, p.seconds, p.calls);
+            return out;
+          }, "(name, seconds over all threads, runs) per operation.")
+      .def("reset_profile", [](Holder& h) { h.program.reset_profile(); });
+}

@@ -1,0 +1,362 @@
+#include "engine/program.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/error.h"
+#include "engine/execution.h"
+
+namespace espalier {
+
+namespace {
+
+std::size_t rounded(int features) { return static_cast<std::size_t>((features + kRowBlock - 1) / kRowBlock * kRowBlock); }
+
+Buffer<float> copy(const float* source, int count, std::size_t size) {
+  Buffer<float> out(size);
+  out.zero();
+  std::copy(source, source + count, out.data());
+  return out;
+}
+
+}  // namespace
+
+bool is_local(OpKind kind) { return kind != OpKind::attention && kind != OpKind::select && kind != OpKind::mean; }
+
+Program::Program(const KernelSet& kernels, int threads) : kernels_(kernels), team_(threads) {}
+Program::~Program() = default;
+
+int Program::check_value(int id) const {
+  require(id >= 0 && id < static_cast<int>(values_.size()), "an operation reads a value that does not exist");
+  return id;
+}
+
+int Program::add(Op op, int features, Domain domain) {
+  require(!finished_, "the program is finished; nothing can be added");
+  require(features > 0, "a value must have at least one feature");
+  op.output = static_cast<int>(values_.size());
+  values_.push_back({features, domain});
+  ops_.push_back(std::move(op));
+  return ops_.back().output;
+}
+
+int Program::add_embed(std::string name, int features, std::vector<Table> tables) {
+  require(!tables.empty(), "an embedding needs at least one table");
+  for (const Table& t : tables) {
+    require(t.rows > 0 && (t.floats != nullptr || (t.integers != nullptr && t.scales != nullptr)), "an embedding table is empty");
+    require(t.index_input >= 0, "an embedding reads an input that does not exist");
+    index_inputs_ = std::max(index_inputs_, t.index_input + 1);
+  }
+  Op op;
+  op.kind = OpKind::embed;
+  op.name = std::move(name);
+  op.tables = std::move(tables);
+  return add(std::move(op), features, Domain::token);
+}
+
+int Program::add_load(std::string name, int features, Domain domain, int float_input) {
+  require(float_input >= 0, "a load reads an input that does not exist");
+  float_inputs_ = std::max(float_inputs_, float_input + 1);
+  Op op;
+  op.kind = OpKind::load;
+  op.name = std::move(name);
+  op.argument = float_input;
+  return add(std::move(op), features, domain);
+}
+
+int Program::add_linear(std::string name, int x, Weight weight, const float* bias, int residual, Unary act) {
+  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  const int rows = weight.packed().rows;
+  require(in.features == weight.packed().columns, "a linear layer's weight does not fit its input");
+  Op op;
+  op.kind = OpKind::linear;
+  op.name = std::move(name);
+  op.inputs = {x};
+  if (residual >= 0) {
+    const Value r = values_[static_cast<std::size_t>(check_value(residual))];
+    require(r.features == rows && r.domain == in.domain, "a linear layer's residual does not fit its output");
+    require(act == Unary::identity, "a linear layer cannot have both a residual and an activation");
+    op.inputs.push_back(residual);
+    op.residual = true;
+  }
+  op.bias.resize(rounded(rows));
+  op.bias.zero();
+  if (bias != nullptr) std::copy(bias, bias + rows, op.bias.data());
+  op.unary = act;
+  has_dense_ = has_dense_ || weight.packed().format == WeightFormat::dense;
+  op.row_bounds.resize(static_cast<std::size_t>(team_.size()) + 1);
+  weight.split_rows(team_.size(), op.row_bounds);
+  op.weight = std::make_unique<Weight>(std::move(weight));
+  return add(std::move(op), rows, in.domain);
+}
+
+int Program::add_layer_norm(std::string name, int x, const float* gamma, const float* beta, float epsilon) {
+  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  Op op;
+  op.kind = OpKind::layer_norm;
+  op.name = std::move(name);
+  op.inputs = {x};
+  op.gamma = copy(gamma, in.features, rounded(in.features));
+  if (beta != nullptr) op.beta = copy(beta, in.features, rounded(in.features));
+  op.epsilon = epsilon;
+  return add(std::move(op), in.features, in.domain);
+}
+
+int Program::add_unary(std::string name, int x, Unary unary) {
+  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  Op op;
+  op.kind = OpKind::unary;
+  op.name = std::move(name);
+  op.inputs = {x};
+  op.unary = unary;
+  return add(std::move(op), in.features, in.domain);
+}
+
+int Program::add_binary(std::string name, Binary binary, int a, int b) {
+  const Value va = values_[static_cast<std::size_t>(check_value(a))], vb = values_[static_cast<std::size_t>(check_value(b))];
+  require(va.features == vb.features && va.domain == vb.domain, "the operands of an elementwise operation differ in shape");
+  Op op;
+  op.kind = OpKind::binary;
+  op.name = std::move(name);
+  op.inputs = {a, b};
+  op.binary = binary;
+  return add(std::move(op), va.features, va.domain);
+}
+
+int Program::add_binary_constant(std::string name, Binary binary, int a, const float* constant) {
+  const Value in = values_[static_cast<std::size_t>(check_value(a))];
+  Op op;
+  op.kind = OpKind::binary;
+  op.name = std::move(name);
+  op.inputs = {a};
+  op.binary = binary;
+  op.gamma = copy(constant, in.features, rounded(in.features));
+  return add(std::move(op), in.features, in.domain);
+}
+
+int Program::add_softmax(std::string name, int x) {
+  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  Op op;
+  op.kind = OpKind::softmax;
+  op.name = std::move(name);
+  op.inputs = {x};
+  return add(std::move(op), in.features, in.domain);
+}
+
+int Program::add_l2_normalize(std::string name, int x, float epsilon) {
+  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  Op op;
+  op.kind = OpKind::l2_normalize;
+  op.name = std::move(name);
+  op.inputs = {x};
+  op.epsilon = epsilon;
+  return add(std::move(op), in.features, in.domain);
+}
+
+int Program::add_attention(std::string name, int q, int k, int v, const AttentionShape& shape) {
+  const auto fits = [&](int id, int feature, int size) {
+    const Value value = values_[static_cast<std::size_t>(check_value(id))];
+    require(value.domain == Domain::token, "attention reads tokens");
+    require(feature >= 0 && size > 0 && feature + shape.heads * size <= value.features, "attention heads do not fit their value");
+  };
+  require(shape.heads > 0, "attention needs at least one head");
+  fits(q, shape.q_feature, shape.head_size);
+  fits(k, shape.k_feature, shape.head_size);
+  fits(v, shape.v_feature, shape.value_size);
+  bias_inputs_ = std::max(bias_inputs_, shape.bias_input + 1);
+  Op op;
+  op.kind = OpKind::attention;
+  op.name = std::move(name);
+  op.inputs = {q, k, v};
+  op.attention = shape;
+  return add(std::move(op), shape.heads * shape.value_size, Domain::token);
+}
+
+int Program::add_select(std::string name, int x, int column) {
+  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  require(in.domain == Domain::token, "select reads tokens");
+  Op op;
+  op.kind = OpKind::select;
+  op.name = std::move(name);
+  op.inputs = {x};
+  op.argument = column;
+  return add(std::move(op), in.features, Domain::sequence);
+}
+
+int Program::add_mean(std::string name, int x, float epsilon) {
+  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  require(in.domain == Domain::token, "mean reads tokens");
+  Op op;
+  op.kind = OpKind::mean;
+  op.name = std::move(name);
+  op.inputs = {x};
+  op.epsilon = epsilon;
+  return add(std::move(op), in.features, Domain::sequence);
+}
+
+int Program::add_store(std::string name, int x, int first, int width) {
+  require(!finished_, "the program is finished; nothing can be added");
+  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  require(first >= 0 && width > 0 && first + width <= in.features, "an output's features are out of range");
+  Op op;
+  op.kind = OpKind::store;
+  op.name = std::move(name);
+  op.inputs = {x};
+  op.argument = first;
+  op.width = width;
+  op.output = outputs_++;
+  ops_.push_back(std::move(op));
+  return ops_.back().output;
+}
+
+std::vector<Program::Segment> Program::segments() const {
+  std::vector<Segment> out;
+  for (int i = 0; i < static_cast<int>(ops_.size()); ++i) {
+    const Op& op = ops_[static_cast<std::size_t>(i)];
+    const int id = op.kind == OpKind::store ? op.inputs[0] : op.output;
+    const Domain domain = values_[static_cast<std::size_t>(id)].domain;
+    const bool local = is_local(op.kind);
+    if (local && !out.empty() && out.back().local && out.back().domain == domain)
+      out.back().last = i + 1;
+    else
+      out.push_back({i, i + 1, domain, local});
+  }
+  return out;
+}
+
+Program::Storage Program::plan_storage(const std::vector<Segment>& segments, bool by_panel) const {
+  Storage storage;
+  storage.by_panel = by_panel;
+  storage.places.resize(values_.size());
+  const int n = static_cast<int>(ops_.size());
+  std::vector<int> born(values_.size(), -1), dies(values_.size(), -1);
+  std::vector<int> segment_of(static_cast<std::size_t>(n));
+  for (std::size_t s = 0; s < segments.size(); ++s)
+    for (int i = segments[s].first; i < segments[s].last; ++i) segment_of[static_cast<std::size_t>(i)] = static_cast<int>(s);
+  for (int i = 0; i < n; ++i) {
+    const Op& op = ops_[static_cast<std::size_t>(i)];
+    if (op.kind != OpKind::store) born[static_cast<std::size_t>(op.output)] = dies[static_cast<std::size_t>(op.output)] = i;
+    for (int id : op.inputs) dies[static_cast<std::size_t>(id)] = i;
+  }
+  // A value read only in the segment that makes it needs no more room than the panels one thread has in hand.
+  const auto is_short = [&](std::size_t id) {
+    const std::size_t segment = static_cast<std::size_t>(segment_of[static_cast<std::size_t>(born[id])]);
+    return by_panel && values_[id].domain == Domain::token && segments[segment].local && segment_of[static_cast<std::size_t>(dies[id])] == static_cast<int>(segment);
+  };
+  struct Slot {
+    std::size_t features;
+    Domain domain;
+    bool thread_local_slot;
+    int free_after;  // operation after whose segment the slot may be given away
+  };
+  std::vector<Slot> slots;
+  for (int i = 0; i < n; ++i) {
+    const Op& op = ops_[static_cast<std::size_t>(i)];
+    if (op.kind == OpKind::store) continue;
+    const std::size_t id = static_cast<std::size_t>(op.output);
+    const bool local = is_short(id);
+    const std::size_t features = rounded(values_[id].features);
+    // Threads run through a segment at their own pace, so what one operation of it reads stays until the segment ends,
+    // except for short values, which no other thread sees.
+    const auto release = [&](std::size_t value) {
+      if (local) return dies[value];
+      if (!by_panel || values_[value].domain == Domain::sequence) return dies[value];
+      return segments[static_cast<std::size_t>(segment_of[static_cast<std::size_t>(dies[value])])].last - 1;
+    };
+    const int begins = local || !by_panel || values_[id].domain == Domain::sequence ? i : segments[static_cast<std::size_t>(segment_of[static_cast<std::size_t>(i)])].first;
+    std::size_t best = slots.size();
+    for (std::size_t s = 0; s < slots.size(); ++s) {
+      const Slot& slot = slots[s];
+      if (slot.thread_local_slot == local && slot.domain == values_[id].domain && slot.features >= features && slot.free_after < begins &&
+          (best == slots.size() || slot.features < slots[best].features))
+        best = s;
+    }
+    // An operation that only rewrites its first input does so in place when nobody reads that input again.
+    const bool in_place = (op.kind == OpKind::layer_norm || op.kind == OpKind::unary || op.kind == OpKind::binary) && !op.inputs.empty() &&
+                          dies[static_cast<std::size_t>(op.inputs[0])] == i && values_[static_cast<std::size_t>(op.inputs[0])].features == values_[id].features;
+    if (in_place) {
+      const Place& source = storage.places[static_cast<std::size_t>(op.inputs[0])];
+      if (source.thread_local_slot == local) best = static_cast<std::size_t>(source.slot);
+    }
+    if (best == slots.size()) slots.push_back({features, values_[id].domain, local, 0});
+    slots[best].free_after = release(id);
+    storage.places[id] = {static_cast<int>(best), features, local};
+  }
+  for (const Slot& slot : slots) storage.slots.push_back({slot.features, slot.domain, slot.thread_local_slot, 0});
+  std::size_t at = 0;
+  for (Storage::SlotPlace& slot : storage.slots) {
+    if (!slot.thread_local_slot) continue;
+    slot.offset = at;
+    at += slot.features;
+  }
+  storage.local_features = at;
+  return storage;
+}
+
+void Program::finish() {
+  require(!finished_, "the program is finished already");
+  require(outputs_ > 0, "the program has no outputs");
+  segments_ = segments();
+  by_panel_ = std::make_unique<Storage>(plan_storage(segments_, true));
+  by_row_ = std::make_unique<Storage>(plan_storage(segments_, false));
+  scratch_.resize(static_cast<std::size_t>(team_.size()));
+  seconds_.assign(static_cast<std::size_t>(team_.size()), std::vector<double>(ops_.size(), 0.0));
+  finished_ = true;
+}
+
+void Program::check_batch(const Batch& b) const {
+  require(finished_, "the program is not finished");
+  require(b.rows.size() == b.lengths.size() && b.starts.size() == b.lengths.size(), "the batch's sequence lists differ in length");
+  require(static_cast<int>(b.indices.size()) >= index_inputs_ && static_cast<int>(b.floats.size()) >= float_inputs_ &&
+              static_cast<int>(b.biases.size()) >= bias_inputs_ && static_cast<int>(b.outputs.size()) == outputs_,
+          "the batch lacks inputs or outputs that the program names");
+  std::int64_t tokens = 0;
+  for (std::size_t s = 0; s < b.lengths.size(); ++s) {
+    require(b.lengths[s] > 0 && b.starts[s] >= 0 && b.rows[s] >= 0 && static_cast<std::int64_t>(b.starts[s]) + b.lengths[s] <= b.columns,
+            "a sequence of the batch is empty or out of range");
+    tokens += b.lengths[s];
+  }
+  require(tokens <= std::numeric_limits<std::int32_t>::max() / 2, "the batch has too many tokens");
+  for (const Op& op : ops_) {
+    if (op.kind == OpKind::embed) {
+      for (const Table& t : op.tables) {
+        const std::int32_t* index = b.indices[static_cast<std::size_t>(t.index_input)];
+        for (std::int64_t i = 0; i < tokens; ++i)
+          if (index[i] < 0 || index[i] >= t.rows) fail("index " + std::to_string(index[i]) + " is outside the " + std::to_string(t.rows) + " rows of " + op.name);
+      }
+    }
+    if (op.kind == OpKind::select) {
+      for (std::size_t s = 0; s < b.lengths.size(); ++s) {
+        const int column = (op.argument < 0 ? op.argument + b.columns : op.argument) - b.starts[s];
+        require(column >= 0 && column < b.lengths[s], "a selected column is not part of its sequence");
+      }
+    }
+  }
+}
+
+void Program::run(const Batch& batch) {
+  check_batch(batch);
+  if (batch.lengths.empty()) return;
+  const std::lock_guard lock(mutex_);
+  Execution(*this, batch).run();
+  ++runs_;
+}
+
+std::vector<OpProfile> Program::profile() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<OpProfile> out;
+  for (std::size_t i = 0; i < ops_.size(); ++i) {
+    OpProfile p{ops_[i].name, ops_[i].kind, 0.0, runs_};
+    for (const std::vector<double>& member : seconds_) p.seconds += member[i];
+    out.push_back(std::move(p));
+  }
+  return out;
+}
+
+void Program::reset_profile() {
+  const std::lock_guard lock(mutex_);
+  for (std::vector<double>& member : seconds_) std::fill(member.begin(), member.end(), 0.0);
+  runs_ = 0;
+}
+
+}  // namespace espalier

@@ -1,0 +1,190 @@
+// A network as a list of panel operations, ready to run on ragged batches.
+//
+// Values live in token panels (see kernels/kernel_set.h) in one of two domains: `token` has one lane per token, packed
+// sequence after sequence with each sequence aligned to a group; `sequence` has one lane per sequence.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "base/buffer.h"
+#include "base/threads.h"
+#include "engine/weights.h"
+#include "kernels/kernel_set.h"
+
+namespace espalier {
+
+enum class Domain : std::uint8_t { token, sequence };
+
+enum class OpKind : std::uint8_t {
+  embed,         // sum of table rows                     index inputs -> token
+  load,          // rows of a float input                 float input -> token or sequence
+  linear,        // act(W x + b), W x + b + residual
+  layer_norm,
+  unary,
+  binary,        // with a value or with a constant per feature
+  softmax,       // over features
+  l2_normalize,
+  attention,     // token -> token, within each sequence
+  select,        // token -> sequence: one column of each row
+  mean,          // token -> sequence: weighted by the token weights
+  store,         // panel -> rows of an output
+};
+
+// A borrowed embedding table: [rows][features], float32 or 16-bit integers with a scale per row.
+struct Table {
+  const float* floats = nullptr;
+  const std::int16_t* integers = nullptr;
+  const float* scales = nullptr;  // [rows], with integers
+  int rows = 0;
+  int index_input = 0;
+};
+
+struct AttentionShape {
+  int heads = 0;
+  int head_size = 0;
+  int value_size = 0;
+  int q_feature = 0;  // where each operand begins within its value, so that one value may hold Q, K and V
+  int k_feature = 0;
+  int v_feature = 0;
+  float scale = 1.0f;
+  int bias_input = -1;
+};
+
+struct Op {
+  OpKind kind = OpKind::unary;
+  std::string name;
+  std::vector<int> inputs;  // value ids
+  int output = -1;          // value id; the output's number for store
+  std::unique_ptr<Weight> weight;
+  std::vector<int> row_bounds;  // linear: rows of team member i are [row_bounds[i], row_bounds[i + 1])
+  Buffer<float> bias;   // linear: [M rounded up]
+  bool residual = false;  // linear: inputs[1] is added
+  Unary unary = Unary::identity;
+  Binary binary = Binary::add;
+  Buffer<float> gamma;  // layer_norm; binary: the constant
+  Buffer<float> beta;   // layer_norm, may be empty
+  float epsilon = 0.0f;
+  std::vector<Table> tables;
+  AttentionShape attention;
+  int argument = 0;  // load: float input; select: column; store: first feature
+  int width = 0;     // store: features written
+};
+
+struct Value {
+  int features = 0;
+  Domain domain = Domain::token;
+};
+
+// One additive attention bias: data[b * row_stride + h * head_stride + key * key_stride + query], queries contiguous and
+// readable for a panel's width beyond the last.
+struct BiasTensor {
+  const float* data = nullptr;
+  std::int64_t row_stride = 0;
+  std::int64_t head_stride = 0;
+  std::int64_t key_stride = 0;
+};
+
+// Sequence s holds columns [starts[s], starts[s] + lengths[s]) of row rows[s] of the padded batch. Per-token inputs are
+// packed: the tokens of sequence 0, then of sequence 1, ...
+struct Batch {
+  std::vector<std::int32_t> lengths;
+  std::vector<std::int32_t> rows;
+  std::vector<std::int32_t> starts;
+  int columns = 0;
+  std::vector<const std::int32_t*> indices;  // [index input] -> [tokens]
+  std::vector<const float*> floats;          // [float input] -> [tokens or sequences][features]
+  std::vector<BiasTensor> biases;            // [bias input]
+  const float* key_bias = nullptr;           // [tokens] or null: added to the scores of that key
+  const float* token_weights = nullptr;      // [tokens] or null (all 1): for mean
+  std::vector<float*> outputs;               // [output] -> [tokens or sequences][width]
+};
+
+struct OpProfile {
+  std::string name;
+  OpKind kind = OpKind::unary;
+  double seconds = 0.0;  // over all threads
+  std::int64_t calls = 0;
+};
+
+class Program {
+ public:
+  Program(const KernelSet& kernels, int threads);
+  ~Program();
+
+  const KernelSet& kernels() const { return kernels_; }
+  int panel_width() const { return kernels_.lanes * kernels_.max_groups; }
+  int threads() const { return team_.size(); }
+
+  // Building: every call appends an operation and returns the id of its value. Throws Error on inconsistent shapes.
+  int add_embed(std::string name, int features, std::vector<Table> tables);
+  int add_load(std::string name, int features, Domain domain, int float_input);
+  int add_linear(std::string name, int x, Weight weight, const float* bias, int residual, Unary act);
+  int add_layer_norm(std::string name, int x, const float* gamma, const float* beta, float epsilon);
+  int add_unary(std::string name, int x, Unary op);
+  int add_binary(std::string name, Binary op, int a, int b);
+  int add_binary_constant(std::string name, Binary op, int a, const float* constant);
+  int add_softmax(std::string name, int x);
+  int add_l2_normalize(std::string name, int x, float epsilon);
+  int add_attention(std::string name, int q, int k, int v, const AttentionShape& shape);
+  int add_select(std::string name, int x, int column);
+  int add_mean(std::string name, int x, float epsilon);
+  int add_store(std::string name, int x, int first, int width);  // returns the output's number
+  void finish();
+
+  // Runs the operations. Safe to call from several threads; calls take turns. Throws Error for an index outside its table
+  // or a batch that does not fit the program.
+  void run(const Batch& batch);
+
+  std::vector<OpProfile> profile() const;
+  void reset_profile();
+  const std::vector<Op>& ops() const { return ops_; }
+  const std::vector<Value>& values() const { return values_; }
+
+ private:
+  struct Layout;     // where tokens stand: panels, groups, sequences
+  struct Storage;    // where values stand
+  struct Execution;  // one run
+  struct Segment {
+    int first = 0;
+    int last = 0;
+    Domain domain = Domain::token;
+    bool local = false;  // panel by panel; otherwise one operation that crosses panels
+  };
+
+  int add(Op op, int features, Domain domain);
+  int check_value(int id) const;
+  void check_batch(const Batch& batch) const;
+  std::vector<Segment> segments() const;
+  Storage plan_storage(const std::vector<Segment>& segments, bool by_panel) const;
+
+  const KernelSet& kernels_;
+  std::vector<Value> values_;
+  std::vector<Op> ops_;
+  std::vector<Segment> segments_;
+  std::unique_ptr<Storage> by_panel_;
+  std::unique_ptr<Storage> by_row_;
+  int index_inputs_ = 0;
+  int float_inputs_ = 0;
+  int bias_inputs_ = 0;
+  int outputs_ = 0;
+  bool has_dense_ = false;
+  bool finished_ = false;
+
+  mutable std::mutex mutex_;
+  Team team_;
+  Buffer<float> arena_;
+  std::vector<Buffer<float>> scratch_;  // one per thread
+  std::vector<std::vector<double>> seconds_;
+  std::int64_t runs_ = 0;
+};
+
+bool is_local(OpKind kind);
+
+// Best of a few timed runs of one full panel through `weight`, in seconds.
+double time_linear(const KernelSet& kernels, const Weight& weight);
+
+}  // namespace espalier

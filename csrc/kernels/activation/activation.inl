@@ -1,0 +1,138 @@
+// Elementwise functions over panels. Shared by every instruction set; included inside its anonymous namespace.
+
+// e^x. Relative error about 1e-7; 0 below the smallest normal, inf above the largest; NaN stays NaN.
+// Range reduction x = n ln 2 + r, then a degree-6 polynomial fitted to e^r on [-ln 2 / 2, ln 2 / 2].
+inline V exp(V x) {
+  const V low = V::splat(-87.33654f), high = V::splat(88.72283f);
+  const V clamped = min(V::splat(88.0f), max(low, x));
+  const V n = round(clamped * V::splat(1.44269504089f));
+  V r = fnma(n, V::splat(0.693359375f), clamped);
+  r = fnma(n, V::splat(-2.12194440e-4f), r);
+  V p = V::splat(1.382940872e-03f);
+  p = fma(p, r, V::splat(8.374779755e-03f));
+  p = fma(p, r, V::splat(4.166835871e-02f));
+  p = fma(p, r, V::splat(1.666642073e-01f));
+  p = fma(p, r, V::splat(4.999999149e-01f));
+  p = fma(p, r, V::splat(1.000000036e+00f));
+  p = fma(p, r, V::splat(1.0f));
+  V y = p * pow2(n);
+  // Between 88 and the overflow threshold the clamped argument is short by x - 88.
+  y = select_lt(V::splat(88.0f), x, y * (V::splat(1.0f) + (x - clamped) + V::splat(0.5f) * (x - clamped) * (x - clamped)), y);
+  y = select_lt(high, x, V::splat(__builtin_inff()), y);
+  return select_lt(x, low, V::zero(), y);
+}
+
+// e^x for x <= 0 (softmax): the same without the upper end.
+inline V exp_nonpositive(V x) {
+  const V low = V::splat(-87.33654f);
+  const V clamped = max(low, x);
+  const V n = round(clamped * V::splat(1.44269504089f));
+  V r = fnma(n, V::splat(0.693359375f), clamped);
+  r = fnma(n, V::splat(-2.12194440e-4f), r);
+  V p = V::splat(1.382940872e-03f);
+  p = fma(p, r, V::splat(8.374779755e-03f));
+  p = fma(p, r, V::splat(4.166835871e-02f));
+  p = fma(p, r, V::splat(1.666642073e-01f));
+  p = fma(p, r, V::splat(4.999999149e-01f));
+  p = fma(p, r, V::splat(1.000000036e+00f));
+  p = fma(p, r, V::splat(1.0f));
+  return select_lt(x, low, V::zero(), p * pow2(n));
+}
+
+// erf(x), absolute error below 3e-7; NaN stays NaN. On |x| < 4 x times a degree-16 polynomial in x^2 / 8 - 1,
+// interpolated at Chebyshev nodes; beyond, erf is +-1 to single precision.
+inline V erf(V x) {
+  const V z = min(V::splat(4.0f), max(V::splat(-4.0f), x));
+  const V s = fma(z * z, V::splat(0.125f), V::splat(-1.0f));
+  constexpr float c[] = {3.535309964e-01f,  -1.765761719e-01f, 1.316750015e-01f,  -1.077133612e-01f, 9.021204267e-02f,  -7.468753070e-02f,
+                         5.985599358e-02f,  -4.601432136e-02f, 3.321700110e-02f,  -2.166253226e-02f, 1.390814621e-02f,  -1.008590697e-02f,
+                         5.577363688e-03f,  -1.076942104e-03f, 6.166107098e-04f,  -1.372815090e-03f, 5.964250754e-04f};
+  V p = V::splat(c[16]);
+  for (int i = 15; i >= 0; --i) p = fma(p, s, V::splat(c[i]));
+  return min(V::splat(1.0f), max(V::splat(-1.0f), z * p));
+}
+
+inline V sigmoid(V x) { return V::splat(1.0f) / (V::splat(1.0f) + exp(V::zero() - x)); }
+
+// tanh(x): 1 - 2 / (e^2x + 1), and an odd Taylor polynomial near 0, where the difference would cancel.
+inline V tanh(V x) {
+  const V far = V::splat(1.0f) - V::splat(2.0f) / (exp(x + x) + V::splat(1.0f));
+  const V u = x * x;
+  V p = fma(u, V::splat(-1382.0f / 155925.0f), V::splat(62.0f / 2835.0f));
+  p = fma(p, u, V::splat(-17.0f / 315.0f));
+  p = fma(p, u, V::splat(2.0f / 15.0f));
+  p = fma(p, u, V::splat(-1.0f / 3.0f));
+  const V near = fma(x * u, p, x);
+  return select_lt(abs(x), V::splat(0.25f), near, far);
+}
+
+inline V gelu(V x) { return V::splat(0.5f) * x * (V::splat(1.0f) + erf(x * V::splat(0.70710678118654752f))); }
+
+inline V gelu_tanh(V x) {
+  const V inner = V::splat(0.79788456080286536f) * fma(V::splat(0.044715f) * x * x, x, x);
+  return V::splat(0.5f) * x * (V::splat(1.0f) + tanh(inner));
+}
+
+template <class F>
+void map_panel(const float* x, float* y, int features, int groups, F f) {
+  for (int i = 0; i < features; ++i, x += NB, y += NB)
+    for (int g = 0; g < groups; ++g) f(V::load(x + g * V::lanes)).store(y + g * V::lanes);
+}
+
+void unary_panel(Unary op, const float* x, float* y, int features, int groups) {
+  const auto map = [&](auto f) { map_panel(x, y, features, groups, f); };
+  switch (op) {
+    case Unary::identity:
+      return map([](V v) { return v; });
+    case Unary::gelu:
+      return map([](V v) { return gelu(v); });
+    case Unary::gelu_tanh:
+      return map([](V v) { return gelu_tanh(v); });
+    case Unary::relu:
+      return map([](V v) { return max(V::zero(), v); });
+    case Unary::tanh:
+      return map([](V v) { return tanh(v); });
+    case Unary::sigmoid:
+      return map([](V v) { return sigmoid(v); });
+    case Unary::silu:
+      return map([](V v) { return v * sigmoid(v); });
+    case Unary::quick_gelu:
+      return map([](V v) { return v * sigmoid(v * V::splat(1.702f)); });
+    case Unary::erf:
+      return map([](V v) { return erf(v); });
+    case Unary::exp:
+      return map([](V v) { return exp(v); });
+    case Unary::sqrt:
+      return map([](V v) { return sqrt(v); });
+    case Unary::abs:
+      return map([](V v) { return abs(v); });
+    case Unary::neg:
+      return map([](V v) { return V::zero() - v; });
+    case Unary::reciprocal:
+      return map([](V v) { return V::splat(1.0f) / v; });
+  }
+}
+
+template <class F>
+void zip_panel(const float* a, const float* b, float* y, int features, int groups, bool b_vector, int b_step, F f) {
+  for (int i = 0; i < features; ++i, a += NB, y += NB) {
+    for (int g = 0; g < groups; ++g) {
+      const V other = b_vector ? V::broadcast(b + static_cast<long>(i) * b_step) : V::load(b + static_cast<long>(i) * NB + g * V::lanes);
+      f(V::load(a + g * V::lanes), other).store(y + g * V::lanes);
+    }
+  }
+}
+
+void binary_panel(Binary op, const float* a, const float* b, float* y, int features, int groups, bool b_vector, int b_step) {
+  const auto zip = [&](auto f) { zip_panel(a, b, y, features, groups, b_vector, b_step, f); };
+  switch (op) {
+    case Binary::add:
+      return zip([](V p, V q) { return p + q; });
+    case Binary::sub:
+      return zip([](V p, V q) { return p - q; });
+    case Binary::mul:
+      return zip([](V p, V q) { return p * q; });
+    case Binary::div:
+      return zip([](V p, V q) { return p / q; });
+  }
+}

@@ -1,0 +1,112 @@
+// The kernels of one instruction set, as a table of plain functions. This file is the contract; every set obeys it.
+//
+// Token panels. Activations of NB tokens stand feature by feature: x[feature][NB], the token being the SIMD lane.
+// NB = lanes * max_groups is fixed per instruction set; a *group* is `lanes` neighbouring tokens. A panel may hold fewer
+// than max_groups groups: kernels then leave the lanes beyond alone. Feature counts of buffers are rounded up to a
+// multiple of kRowBlock, so that kernels may write whole row blocks.
+//
+// ISA files define these functions in an anonymous namespace and export nothing but their table: an inline function
+// compiled for AVX must never be the copy that the linker keeps for everybody.
+#pragma once
+
+#include <cstdint>
+
+namespace espalier {
+
+inline constexpr int kRowBlock = 4;
+
+enum class WeightFormat : std::uint8_t {
+  dense,         // values[M/4][K][4]
+  unstructured,  // per chunk of K and row: values[nnz], offsets[nnz]
+  block4x1,      // per chunk of K and four rows: values[blocks][4], offsets[blocks]
+};
+
+enum class Unary : std::uint8_t {
+  identity,
+  gelu,        // 0.5 x (1 + erf(x / sqrt 2))
+  gelu_tanh,   // 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+  relu,
+  tanh,
+  sigmoid,
+  silu,        // x sigmoid(x)
+  quick_gelu,  // x sigmoid(1.702 x)
+  erf,
+  exp,
+  sqrt,
+  abs,
+  neg,
+  reciprocal,
+};
+
+enum class Binary : std::uint8_t { add, sub, mul, div };
+
+// A packed weight of M rows (outputs) and K columns (inputs).
+struct PackedWeight {
+  WeightFormat format = WeightFormat::dense;
+  int rows = 0;     // M
+  int columns = 0;  // K
+  int chunk = 0;    // columns per chunk; the last chunk may be shorter
+  int chunks = 0;
+  const float* values = nullptr;
+  // Bytes from the chunk's first feature to the entry's feature in a panel: (column - chunk start) * NB * 4.
+  const std::uint16_t* offsets = nullptr;
+  // starts[c * (units + 1) + u]: first entry of unit u (a row, or four rows) in chunk c. Unused by dense.
+  const std::uint32_t* starts = nullptr;
+  int units = 0;
+};
+
+// How a linear layer begins and ends: y = act(W x + bias) , or y = W x + bias + residual.
+struct Epilogue {
+  const float* bias = nullptr;      // [M rounded up to kRowBlock]
+  const float* residual = nullptr;  // a panel, [M][NB]
+  Unary act = Unary::identity;
+};
+
+// Queries and keys of one sequence in one head. Group g of the sequence stands at base + group_offset[g] for a
+// buffer whose panels hold `features` features.
+struct AttentionTask {
+  const float* const* q = nullptr;  // [groups] -> [D][NB], this head's first feature
+  const float* const* k = nullptr;  // [groups] -> [D][NB]
+  const float* const* v = nullptr;  // [groups] -> [Dv][NB]
+  float* const* out = nullptr;      // [groups] -> [Dv][NB]
+  int length = 0;                   // tokens of the sequence; the last group may be partly unused
+  int first_group = 0;              // queries: groups [first_group, last_group)
+  int last_group = 0;
+  int head_size = 0;                // D
+  int value_size = 0;               // Dv
+  float scale = 1.0f;
+  const float* key_bias = nullptr;  // [length], added to every score of that key
+  const float* bias = nullptr;      // [length keys][bias_stride], queries contiguous
+  long bias_stride = 0;
+  float* scratch = nullptr;         // attention_scratch(Dv) floats
+};
+
+struct KernelSet {
+  const char* name;
+  int lanes;
+  int max_groups;
+
+  // y rows [first_row, last_row) of a panel of `groups` groups. x: [K][NB], y: [M][NB]. Row bounds are multiples of
+  // kRowBlock (or M). x and y must not overlap; residual may be y.
+  void (*linear)(const PackedWeight& w, const float* x, float* y, int groups, int first_row, int last_row, const Epilogue& e);
+  // x: [F][NB] in place of y allowed. y = (x - mean) / sqrt(var + epsilon) * gamma + beta over features; beta may be null.
+  void (*layer_norm)(const float* x, float* y, int features, int groups, const float* gamma, const float* beta, float epsilon);
+  // [F][NB], in place allowed.
+  void (*unary)(Unary op, const float* x, float* y, int features, int groups);
+  // y = a op b. b is a panel [F][NB], or with `b_vector` one number per feature ([F]); `b_step` 0 repeats b[0].
+  void (*binary)(Binary op, const float* a, const float* b, float* y, int features, int groups, bool b_vector, int b_step);
+  void (*softmax)(const float* x, float* y, int features, int groups);                             // over features
+  void (*l2_normalize)(const float* x, float* y, int features, int groups, float epsilon);  // x / max(|x|, epsilon)
+  void (*attention)(const AttentionTask& task);
+  long (*attention_scratch)(int value_size);
+  // rows[lane] -> [F] or null (reads as zeros); panel[f][lane] = rows[lane][f] for lanes [0, count).
+  void (*transpose_in)(const float* const* rows, int count, float* panel, int features);
+};
+
+// Null where this build has no such kernels.
+const KernelSet* scalar_kernels();
+const KernelSet* avx2_kernels();
+const KernelSet* avx512_kernels();
+const KernelSet* neon_kernels();
+
+}  // namespace espalier

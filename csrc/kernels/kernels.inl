@@ -1,0 +1,30 @@
+// Every kernel over the vector type V, and the table that holds them. An ISA file defines V and MAX_GROUPS, includes this
+// inside its anonymous namespace, and exports the table.
+
+// Loops over registers: arrays of vectors stay in memory unless these are unrolled before anything else happens.
+#define UNROLL _Pragma("GCC unroll 16")
+
+constexpr int NB = V::lanes * MAX_GROUPS;
+
+#include "kernels/activation/activation.inl"
+#include "kernels/norm/norm.inl"
+#include "kernels/layout/layout.inl"
+#include "kernels/linear/linear.inl"
+#include "kernels/attention/attention.inl"
+
+constexpr KernelSet make_kernel_set(const char* name) {
+  KernelSet set{};
+  set.name = name;
+  set.lanes = V::lanes;
+  set.max_groups = MAX_GROUPS;
+  set.linear = &linear<MAX_GROUPS>;
+  set.layer_norm = &layer_norm_panel;
+  set.unary = &unary_panel;
+  set.binary = &binary_panel;
+  set.softmax = &softmax_panel;
+  set.l2_normalize = &l2_normalize_panel;
+  set.attention = &attention;
+  set.attention_scratch = &attention_scratch_floats;
+  set.transpose_in = &transpose_in_panel;
+  return set;
+}

@@ -1,0 +1,86 @@
+#include "kernels/select.h"
+
+#include <algorithm>
+#include <string>
+
+#include "base/error.h"
+
+namespace espalier {
+
+namespace {
+
+const KernelSet* table(Isa isa) {
+  switch (isa) {
+    case Isa::scalar:
+      return scalar_kernels();
+    case Isa::neon:
+      return neon_kernels();
+    case Isa::avx2:
+      return avx2_kernels();
+    case Isa::avx512:
+      return avx512_kernels();
+  }
+  return nullptr;
+}
+
+// Columns so that a chunk of the panel takes at most `bytes`, in equal chunks.
+int chunk_for(int columns, int panel_width, int bytes) {
+  const int widest = std::min(max_chunk(panel_width), std::max(1, bytes / (panel_width * 4)));
+  const int chunks = (columns + widest - 1) / widest;
+  return std::max(1, (columns + chunks - 1) / std::max(1, chunks));
+}
+
+}  // namespace
+
+const KernelSet& kernels_for(Isa isa) {
+  const KernelSet* set = table(isa);
+  if (set == nullptr) fail("this build has no kernels for " + std::string(isa_name(isa)));
+  return *set;
+}
+
+std::vector<Isa> built_isas() {
+  std::vector<Isa> isas;
+  for (Isa isa : {Isa::scalar, Isa::neon, Isa::avx2, Isa::avx512})
+    if (table(isa) != nullptr) isas.push_back(isa);
+  return isas;
+}
+
+int max_chunk(int panel_width) { return 65535 / (panel_width * 4) + 1; }
+
+std::vector<Candidate> candidates(const WeightStats& s, int lanes, int groups) {
+  const int width = lanes * groups;
+  const double r = groups;
+  const double m = s.rows, k = s.columns;
+  const double block_cycles = std::max(2.0 * r, (r + 4.0) / 2.0);
+  std::vector<Candidate> found;
+  const auto add = [&](WeightFormat format, int bytes) {
+    const int chunk = chunk_for(s.columns, width, bytes);
+    for (const Candidate& c : found)
+      if (c.format == format && c.chunk == chunk) return;
+    const double chunks = (s.columns + chunk - 1) / std::max(1, chunk);
+    // A chunk that outgrows the L1 cache pays for its loads.
+    const double spill = static_cast<double>(chunk) * width * 4 > 28.0 * 1024 ? 1.15 : 1.0;
+    double cycles = 0.0;
+    switch (format) {
+      case WeightFormat::dense:
+        cycles = block_cycles * k * m / 4.0 + 2.2 * r * m * chunks;
+        break;
+      case WeightFormat::unstructured:
+        cycles = 1.2 * (r + 1.0) / 2.0 * spill * static_cast<double>(s.nonzeros) + 2.2 * r * m * chunks;
+        break;
+      case WeightFormat::block4x1:
+        cycles = block_cycles * spill * static_cast<double>(s.blocks4x1) + 2.2 * r * m * chunks;
+        break;
+    }
+    found.push_back({format, chunk, cycles});
+  };
+  add(WeightFormat::dense, 24 * 1024);
+  for (int bytes : {24 * 1024, 36 * 1024, 60 * 1024}) {
+    add(WeightFormat::unstructured, bytes);
+    add(WeightFormat::block4x1, bytes);
+  }
+  std::stable_sort(found.begin(), found.end(), [](const Candidate& a, const Candidate& b) { return a.cycles < b.cycles; });
+  return found;
+}
+
+}  // namespace espalier

@@ -1,0 +1,1 @@
+"""The parts of a session: telling models apart, checking inputs, running steps, reporting."""

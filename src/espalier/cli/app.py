@@ -1,0 +1,168 @@
+"""The commands and their options. Each parses, calls one verb of the library, and prints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+import espalier
+from espalier.cli import files, show
+from espalier.cli.entry import EspalierGroup, debug_option
+
+CHECK_FAILED = 1
+
+_MODEL = click.argument("model", type=click.Path(path_type=Path))
+_THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads to run on.  [default: the cores this process may use]"
+)
+_NO_TUNE = click.option(
+    "--no-tune", is_flag=True, help="Choose weight formats by the cost model instead of by measurement."
+)
+
+
+def _json(description: str) -> Any:
+    """``--json [FILE]``: without a file, standard output."""
+    return click.option(
+        "--json",
+        "json_to",
+        is_flag=False,
+        flag_value="-",
+        metavar="[FILE]",
+        help=f"{description}  [stdout without FILE]",
+    )
+
+
+@click.group(cls=EspalierGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(espalier.__version__, "--version", "-V", prog_name="espalier")
+@debug_option
+def main() -> None:
+    """Run pruned transformer encoders fast on CPUs.
+
+    MODEL is an ONNX file, a Hugging Face folder (config.json and safetensors) or a compiled .espalier plan.
+    """
+
+
+@main.command(short_help="Show inputs, outputs, and what runs where and why.")
+@_MODEL
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@debug_option
+def inspect(model: Path, as_json: bool) -> None:
+    """Show a model's inputs and outputs, and what runs where, in which format, and why not natively."""
+    with show.status("loading"):
+        session = espalier.load(model, threads=1, tune=False)
+    if as_json:
+        show.print_json(show.model_as_dict(model, session))
+    else:
+        show.print_model(model, session)
+
+
+@main.command()
+@_MODEL
+@click.option("--inputs", type=click.Path(path_type=Path), required=True, help="An .npz file of arrays by input name.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .npz file to write.")
+@_THREADS
+@_NO_TUNE
+@debug_option
+def run(model: Path, inputs: Path, output: Path, threads: int | None, no_tune: bool) -> None:
+    """Run MODEL once on saved inputs and save its outputs."""
+    from espalier.bench.feeds import read_arrays
+
+    files.check_output(output, [model, inputs])
+    feeds = read_arrays(inputs)
+    with show.status("loading"):
+        session = espalier.load(model, threads=threads, tune=not no_tune)
+    with show.status("running"):
+        results = session.run(None, feeds)
+    names = [info.name for info in session.get_outputs()]
+    files.write_arrays(output, dict(zip(names, results, strict=True)))
+    show.say(f"wrote {output}: " + ", ".join(f"{n} {list(r.shape)}" for n, r in zip(names, results, strict=True)))
+
+
+@main.command(short_help="Write a plan: one file that loads at once.")
+@_MODEL
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The plan to write (.espalier).")
+@_THREADS
+@_NO_TUNE
+@debug_option
+def compile(model: Path, output: Path, threads: int | None, no_tune: bool) -> None:
+    """Compile MODEL into a plan: one file that loads at once, its size in proportion to the nonzeros."""
+    files.check_output(output, [model])
+    with show.status("compiling"), files.replacing(output) as temporary:
+        espalier.compile(model, temporary, threads=threads, tune=not no_tune)
+    size = output.stat().st_size
+    before = files.size_of(model)
+    show.say(f"wrote {output}: {size / 1e6:.1f} MB, {size / before:.0%} of {model.name or model}")
+
+
+@main.command()
+@_MODEL
+@click.option(
+    "--against", type=click.Choice(["onnxruntime"]), help="Compare with this runtime, then time both in turn."
+)
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Sequences per run.")
+@click.option("--seq", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens per sequence.")
+@click.option("--ragged", is_flag=True, help="Sequences of 1/4 to all of --seq tokens; also times run_ragged.")
+@click.option(
+    "--inputs", type=click.Path(path_type=Path), help="Real inputs (.npz by input name) instead of made-up ones."
+)
+@_THREADS
+@click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True, help="Timed runs of each.")
+@click.option("--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Untimed runs before.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the made-up inputs.")
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=2e-4,
+    show_default=True,
+    help="Relative error that still agrees.",
+)
+@_NO_TUNE
+@click.option(
+    "--json",
+    "json_to",
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
+    help="Write the whole result as JSON.  [stdout without FILE]",
+)
+@debug_option
+@click.pass_context
+def benchmark(context: click.Context, /, model: Path, json_to: str | None, no_tune: bool, **options: Any) -> None:
+    """Time MODEL on this machine. Outputs are compared first, and wrong answers are not timed (exit code 1)."""
+    from espalier.bench import Settings
+    from espalier.bench import benchmark as measure
+
+    target = None if json_to in (None, "-") else Path(str(json_to))
+    if target is not None:
+        files.check_output(target, [model, *([options["inputs"]] if options["inputs"] else [])])
+    settings = replace(Settings(**options), tune=not no_tune)
+    with show.progress(settings.rounds) as (stage, done):
+        result = measure(model, settings, on_stage=stage, on_round=done)
+    if target is not None:
+        files.write_json(target, result.to_dict())
+    if json_to == "-":
+        show.print_json(result.to_dict())
+    else:
+        show.print_benchmark(result)
+    if not result.agrees:
+        context.exit(CHECK_FAILED)
+
+
+@main.command(short_help="Show what is here, missing, and slow.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@debug_option
+@click.pass_context
+def doctor(context: click.Context, /, as_json: bool) -> None:
+    """Show what this machine and installation have, what is missing, and what is slow and why."""
+    from espalier.doctor import diagnose
+
+    diagnosis = diagnose()
+    if as_json:
+        show.print_json(diagnosis.to_dict())
+    else:
+        show.print_diagnosis(diagnosis)
+    if diagnosis.broken:
+        context.exit(CHECK_FAILED)

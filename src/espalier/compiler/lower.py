@@ -1,0 +1,553 @@
+"""Lowering: a native graph becomes an engine program.
+
+The engine works on packed tokens, so what the graph says about batches (masks, positions, biases) is separated here
+into :class:`Plumbing`, which :mod:`espalier.compiler.native` follows at every run. Epilogues are fused on the way: the sum of
+embeddings, a linear layer with its activation or its residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from espalier.compiler.formats import Tuner
+from espalier.compiler.matrices import ScaledTable, SparseConstant
+from espalier.errors import GraphError, InputShapeError, UnsupportedModelError
+from espalier.ir.graph import Graph, Node
+
+if TYPE_CHECKING:
+    from espalier._native import Program, SparseMatrix
+
+ENGINE_ACTIVATIONS = frozenset(
+    "gelu gelu_tanh relu tanh sigmoid silu quick_gelu erf exp sqrt abs neg reciprocal".split()
+)
+_BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+_HARD_MASK = -1000.0
+"""A mask value at or below this makes a key's probability exactly zero, so that masked tokens may be left out."""
+
+
+HostFunction = Callable[[dict[str, np.ndarray], int, int], np.ndarray]
+"""Computes a small tensor from the padded inputs, the batch size and the padded length."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight of the program, for the report."""
+
+    name: str
+    op: str
+    format: str
+    chunk: int
+    measured: bool
+    shape: tuple[int, int]
+    nonzeros: int
+    bytes: int
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros."""
+        return 1.0 - self.nonzeros / max(1, self.shape[0] * self.shape[1])
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where an output comes from: ``number`` of the engine's store, and how rows become the graph's tensor."""
+
+    name: str
+    number: int
+    domain: str
+    width: int
+    squeeze: bool
+    dtype: str
+
+
+@dataclass
+class Plumbing:
+    """What each run has to feed the program.
+
+    ``indices``: per index input what computes its ``[B, S]`` or ``[1, S]`` integers. ``floats``: per float input its
+    graph name and domain. ``biases``: per bias input what computes it in the engine's layout,
+    ``[B|1, H|1, keys, queries + a panel]``.
+    """
+
+    indices: list[HostFunction] = field(default_factory=list)
+    floats: list[tuple[str, str]] = field(default_factory=list)
+    biases: list[HostFunction] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    key_mask: str = ""
+    mask_value: float = 0.0
+    mean_mask: str = ""
+    columns: list[int] = field(default_factory=list)
+    """Columns that SelectToken reads: a row that leaves one of them out cannot be unpadded."""
+    may_unpad: bool = False
+
+
+@dataclass
+class _Value:
+    """A value in the engine: features ``[first, first + width)`` of the value ``id``."""
+
+    id: int
+    domain: str
+    first: int
+    width: int
+    whole: bool
+
+
+@dataclass
+class _Sum:
+    """Embedding rows to be added up, not emitted yet."""
+
+    tables: list[tuple[Any, np.ndarray | None, int]]
+    width: int
+
+
+class Lowering:
+    """One graph, one program. ``run()`` fills :attr:`program`, :attr:`plumbing` and :attr:`layers`."""
+
+    def __init__(self, graph: Graph, program: Program, tuner: Tuner, *, threads: int, exact_padding: bool) -> None:
+        self.graph = graph
+        self.program = program
+        self.tuner = tuner
+        self.threads = threads
+        self.exact_padding = exact_padding
+        self.plumbing = Plumbing()
+        self.layers: list[Layer] = []
+        self._consumers = graph.consumers()
+        self._values: dict[str, _Value | _Sum | Node] = {}
+        self._index_inputs: dict[str, int] = {}
+        self._bias_inputs: dict[str, int] = {}
+        self._producers = graph.producers()
+        self._matrices: dict[str, SparseMatrix] = {}
+        self._unused: dict[str, int] = {}
+        self._features: dict[int, int] = {}
+        self._stores = self._resolve_outputs()
+
+    def run(self) -> None:
+        """Raises UnsupportedModelError when the engine has no way to run the graph, GraphError when it is malformed."""
+        self._check_masks()
+        self._compress_weights()
+        for name in self.graph.inputs:
+            kind = self.graph.types[name]
+            if kind.dtype == "float32" and kind.shape is not None and len(kind.shape) in (2, 3) and self._is_data(name):
+                self._load(name, "token" if len(kind.shape) == 3 else "sequence", kind.shape[-1])
+        for node in self.graph.nodes:
+            rule = getattr(self, f"_lower_{node.op.lower()}", None)
+            if node.op in _BINARY:
+                self._lower_binary(node)
+            elif rule is not None:
+                rule(node)
+            else:
+                raise UnsupportedModelError(f"the engine has no operation {node.op} (node {node.name!r})")
+        missing = [name for name in self.graph.outputs if name not in {o.name for o in self.plumbing.outputs}]
+        if missing:
+            raise UnsupportedModelError(f"the output {missing[0]!r} does not come from an operation of the engine")
+        order = {name: i for i, name in enumerate(self.graph.outputs)}
+        self.plumbing.outputs.sort(key=lambda output: order[output.name])
+        self.program.finish()
+
+    # ---- values ------------------------------------------------------------------------------------------------------
+
+    def _is_data(self, name: str) -> bool:
+        """Whether some node reads ``name`` as activations and not as an attention bias."""
+        return any(
+            name in node.inputs[: 3 if node.op == "Attention" else None] for node in self._consumers.get(name, [])
+        )
+
+    def _resolve_outputs(self) -> dict[str, list[tuple[str, int, int | None, bool, str]]]:
+        """Graph outputs by the value they are stored from: (output, first, width or None for all, squeeze, dtype)."""
+        stores: dict[str, list[tuple[str, int, int | None, bool, str]]] = {}
+        for output in self.graph.outputs:
+            name, first, width, squeeze = output, 0, None, False
+            dtype = self.graph.types[output].dtype
+            while name in self._producers and self._producers[name].op in ("Cast", "SliceFeatures"):
+                node = self._producers[name]
+                if node.op == "SliceFeatures":
+                    if squeeze:
+                        break
+                    if width is None:
+                        width = node.attrs["stop"] - node.attrs["start"]
+                        squeeze = node.attrs["squeeze"]
+                    first += node.attrs["start"]
+                name = node.inputs[0]
+            stores.setdefault(name, []).append((output, first, width, squeeze, dtype))
+        return stores
+
+    def _define(self, name: str, value: _Value) -> None:
+        self._values[name] = value
+        for output, first, width, squeeze, dtype in self._stores.get(name, []):
+            width = value.width if width is None else width
+            number = self.program.add_store(output, value.id, value.first + first, width)
+            self.plumbing.outputs.append(Output(output, number, value.domain, width, squeeze, dtype))
+
+    def _value(self, name: str) -> _Value:
+        """The engine value of ``name``, emitting what was put off."""
+        value = self._values.get(name)
+        if value is None:
+            raise UnsupportedModelError(f"the engine cannot read {name!r}: it is not a tensor of tokens or sequences")
+        if isinstance(value, _Sum):
+            value = self._emit_sum(name, value)
+        elif isinstance(value, Node):
+            value = self._emit_linear(value, name)
+        return value
+
+    def _whole(self, name: str) -> _Value:
+        """The value of ``name`` as an engine value of its own."""
+        value = self._value(name)
+        if value.whole:
+            return value
+        return self._select_features(name, value)
+
+    def _select_features(self, name: str, value: _Value) -> _Value:
+        """A slice of features that something other than attention or an output reads: a 0/1 matrix picks it out."""
+        from espalier import _native
+
+        total = self._features[value.id]
+        rows = np.arange(value.width + 1, dtype=np.uint32)
+        indices = np.arange(value.first, value.first + value.width, dtype=np.uint16)
+        matrix = _native.SparseMatrix.from_parts(
+            value.width, total, rows, indices, np.ones(value.width, np.float32)
+        )
+        weight = _native.Weight(matrix, "unstructured", self._chunk(matrix), self.tuner.isa)
+        id_ = self.program.add_linear(f"{name}/slice", value.id, weight, None)
+        picked = _Value(id_, value.domain, 0, value.width, True)
+        self._values[name] = picked
+        return picked
+
+    def _chunk(self, matrix: SparseMatrix) -> int:
+        return next(chunk for name, chunk, _ in matrix.candidates(self.tuner.isa) if name == "unstructured")
+
+    def _new(self, id_: int, domain: str, width: int) -> _Value:
+        self._features[id_] = width
+        return _Value(id_, domain, 0, width, True)
+
+    def _load(self, name: str, domain: str, features: Any) -> None:
+        if not isinstance(features, int):
+            raise UnsupportedModelError(f"the input {name!r} has an unknown number of features")
+        number = len(self.plumbing.floats)
+        self.plumbing.floats.append((name, domain))
+        self._define(name, self._new(self.program.add_load(name, features, domain, number), domain, features))
+
+    def _constant(self, name: str) -> np.ndarray | None:
+        return self.graph.constants.get(name)
+
+    def _vector(self, name: str, width: int) -> np.ndarray | None:
+        """A constant as one float32 per feature; None for an absent operand."""
+        if not name:
+            return None
+        array = np.asarray(self.graph.constants[name], np.float32).reshape(-1)
+        return np.ascontiguousarray(np.broadcast_to(array, (width,)))
+
+    # ---- indices and biases -----------------------------------------------------------------------------------------
+
+    def _lower_positions(self, node: Node) -> None:
+        pass  # computed from the batch: see _index_function
+
+    _lower_positionsfromids = _lower_positions
+    _lower_relativebias = _lower_positions
+
+    def _index_input(self, name: str) -> int:
+        if name not in self._index_inputs:
+            self._index_inputs[name] = len(self.plumbing.indices)
+            self.plumbing.indices.append(self._host_function(name))
+        return self._index_inputs[name]
+
+    def _host_function(self, name: str) -> HostFunction:
+        """What computes a small tensor outside the engine: an input, a constant, or a native op over those."""
+        from espalier.ir.ops import OPS
+
+        if name in self.graph.constants:
+            constant = np.asarray(self.graph.constants[name])
+            return lambda _feeds, _batch, _seq: constant
+        node = self._producers.get(name)
+        if node is None:
+            return lambda feeds, _batch, _seq: feeds[name]
+        if node.op == "Positions":
+            offset = node.attrs["offset"]
+            return lambda _feeds, _batch, seq: np.arange(offset, offset + seq, dtype=np.int32)[None]
+        if node.op not in ("PositionsFromIds", "RelativeBias"):
+            raise UnsupportedModelError(f"{name!r} is computed by {node.op}, which cannot feed an index or a bias")
+        operands = [self._host_function(operand) for operand in node.inputs]
+        spec, attrs = OPS[node.op], node.attrs
+        return lambda feeds, batch, seq: spec.apply([operand(feeds, batch, seq) for operand in operands], attrs)
+
+    def _bias_input(self, name: str) -> int:
+        if name not in self._bias_inputs:
+            self._bias_inputs[name] = len(self.plumbing.biases)
+            function = _key_major(self._host_function(name), self.program.panel_width)
+            fixed = name in self._producers or name in self.graph.constants
+            self.plumbing.biases.append(_remember_last(function) if fixed else function)
+        return self._bias_inputs[name]
+
+    # ---- operations --------------------------------------------------------------------------------------------------
+
+    def _lower_embedding(self, node: Node) -> None:
+        table, ids = node.inputs
+        constant = self.graph.constants[table]
+        number = self._index_input(ids)
+        if isinstance(constant, ScaledTable):
+            entry: tuple[Any, np.ndarray | None, int] = (constant.integers, constant.scales, number)
+        else:
+            array = np.asarray(constant)
+            entry = (np.require(array, np.float32, ["C", "A"]), None, number)
+        self._values[node.outputs[0]] = _Sum([entry], int(constant.shape[1]))
+        self._settle(node.outputs[0])
+
+    def _settle(self, name: str) -> None:
+        """Emit now what only an Add could still absorb, unless an Add is its one reader."""
+        readers = self._consumers.get(name, [])
+        if len(readers) == 1 and readers[0].op == "Add" and name not in self._stores:
+            return
+        self._value(name)
+
+    def _emit_sum(self, name: str, pending: _Sum) -> _Value:
+        value = self._new(self.program.add_embed(name, pending.tables), "token", pending.width)
+        self._define(name, value)
+        return value
+
+    def _lower_linear(self, node: Node) -> None:
+        readers = self._consumers.get(node.outputs[0], [])
+        if len(readers) == 1 and readers[0].op in ("Activation", "Add") and node.outputs[0] not in self._stores:
+            self._values[node.outputs[0]] = node  # fused with its reader
+            return
+        self._emit_linear(node, node.outputs[0])
+
+    def _emit_linear(self, node: Node, result: str, residual: int = -1, act: str = "identity") -> _Value:
+        from espalier import _native
+
+        x = self._whole(node.inputs[0])
+        matrix = self._matrices[node.inputs[1]]
+        choice = self.tuner.choose(matrix)
+        weight = _native.Weight(matrix, choice.format, choice.chunk, self.tuner.isa)
+        label = node.name or node.inputs[1]
+        self.layers.append(
+            Layer(
+                label,
+                "Linear",
+                choice.format,
+                choice.chunk,
+                choice.measured,
+                (matrix.rows, matrix.columns),
+                matrix.nonzeros,
+                weight.bytes,
+            )
+        )
+        bias = self._vector(node.inputs[2] if len(node.inputs) > 2 else "", matrix.rows)
+        self._unused[node.inputs[1]] -= 1
+        if not self._unused[node.inputs[1]]:
+            del self._matrices[node.inputs[1]]  # the packed form replaces it
+        value = self._new(self.program.add_linear(label, x.id, weight, bias, residual, act), x.domain, matrix.rows)
+        self._define(result, value)
+        return value
+
+    def _compress_weights(self) -> None:
+        """All weights to their nonzeros, several at a time: the engine lets go of the interpreter meanwhile."""
+        from espalier import _native
+
+        names = [node.inputs[1] for node in self.graph.nodes if node.op == "Linear"]
+        self._unused = {name: names.count(name) for name in names}
+
+        def compress(name: str) -> SparseMatrix:
+            constant: Any = self.graph.constants[name]
+            if isinstance(constant, SparseConstant):
+                return constant.matrix()
+            array = np.asarray(constant)
+            if array.dtype != np.float32 or not array.flags.aligned:
+                array = array.astype(np.float32)
+            return _native.compress(array)
+
+        unique = list(self._unused)
+        with ThreadPoolExecutor(max(1, self.threads)) as pool:
+            self._matrices = dict(zip(unique, pool.map(compress, unique), strict=True))
+
+    def _lower_activation(self, node: Node) -> None:
+        kind = node.attrs["kind"]
+        if kind not in ENGINE_ACTIVATIONS:
+            raise UnsupportedModelError(f"the engine has no activation {kind!r}")
+        pending = self._values.get(node.inputs[0])
+        if isinstance(pending, Node):
+            self._emit_linear(pending, node.outputs[0], act=kind)
+            return
+        x = self._whole(node.inputs[0])
+        self._define(
+            node.outputs[0], self._new(self.program.add_unary(self._label(node), x.id, kind), x.domain, x.width)
+        )
+
+    def _lower_binary(self, node: Node) -> None:
+        a, b = node.inputs
+        if a in self.graph.constants and b in self.graph.constants:
+            raise GraphError(f"{node.op} {node.name!r} has only constant operands; fold constants first")
+        if b in self.graph.constants:
+            return self._binary_constant(node, a, b)
+        if a in self.graph.constants:
+            return self._constant_binary(node, a, b)
+        if node.op == "Add" and a != b:
+            if self._add_sums(node, a, b) or self._add_residual(node, a, b) or self._add_residual(node, b, a):
+                return None
+        x, y = self._whole(a), self._whole(b)
+        if x.domain != y.domain:
+            raise UnsupportedModelError(f"{node.op} {node.name!r} mixes tokens and whole sequences")
+        id_ = self.program.add_binary(self._label(node), _BINARY[node.op], x.id, y.id)
+        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+        return None
+
+    def _add_sums(self, node: Node, a: str, b: str) -> bool:
+        x, y = self._values.get(a), self._values.get(b)
+        if not (isinstance(x, _Sum) and isinstance(y, _Sum) and x.width == y.width):
+            return False
+        self._values[node.outputs[0]] = _Sum([*x.tables, *y.tables], x.width)
+        self._settle(node.outputs[0])
+        return True
+
+    def _add_residual(self, node: Node, linear: str, other: str) -> bool:
+        pending = self._values.get(linear)
+        if not isinstance(pending, Node):
+            return False
+        residual = self._whole(other)
+        x = self._value(pending.inputs[0])
+        if residual.domain != x.domain or residual.width != self._matrices[pending.inputs[1]].rows:
+            return False
+        self._emit_linear(pending, node.outputs[0], residual=residual.id)
+        return True
+
+    def _binary_constant(self, node: Node, a: str, b: str) -> None:
+        x = self._whole(a)
+        vector = self._vector(b, x.width)
+        id_ = self.program.add_binary_constant(self._label(node), _BINARY[node.op], x.id, vector)
+        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+
+    def _constant_binary(self, node: Node, a: str, b: str) -> None:
+        """``constant op x``, rewritten with the constant on the right."""
+        x = self._whole(b)
+        label = self._label(node)
+        vector = self._vector(a, x.width)
+        id_ = x.id
+        if node.op == "Sub":
+            id_ = self.program.add_unary(f"{label}/neg", id_, "neg")
+        elif node.op == "Div":
+            id_ = self.program.add_unary(f"{label}/reciprocal", id_, "reciprocal")
+        operation = "add" if node.op in ("Add", "Sub") else "mul"
+        id_ = self.program.add_binary_constant(label, operation, id_, vector)
+        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+
+    def _lower_layernorm(self, node: Node) -> None:
+        x = self._whole(node.inputs[0])
+        gamma = self._vector(node.inputs[1], x.width)
+        beta = self._vector(node.inputs[2] if len(node.inputs) > 2 else "", x.width)
+        id_ = self.program.add_layer_norm(self._label(node), x.id, gamma, beta, float(node.attrs["epsilon"]))
+        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+
+    def _lower_softmax(self, node: Node) -> None:
+        x = self._whole(node.inputs[0])
+        id_ = self.program.add_softmax(self._label(node), x.id)
+        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+
+    def _lower_l2normalize(self, node: Node) -> None:
+        x = self._whole(node.inputs[0])
+        id_ = self.program.add_l2_normalize(self._label(node), x.id, float(node.attrs["epsilon"]))
+        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+
+    def _lower_attention(self, node: Node) -> None:
+        q, k, v = (self._value(name) for name in node.inputs[:3])
+        heads = node.attrs["heads"]
+        bias = node.inputs[4] if len(node.inputs) > 4 else ""
+        id_ = self.program.add_attention(
+            self._label(node),
+            (q.id, k.id, v.id),
+            (q.first, k.first, v.first),
+            heads,
+            q.width // heads,
+            v.width // heads,
+            float(node.attrs["scale"]),
+            self._bias_input(bias) if bias else -1,
+        )
+        self._define(node.outputs[0], self._new(id_, "token", v.width))
+
+    def _lower_selecttoken(self, node: Node) -> None:
+        x = self._whole(node.inputs[0])
+        column = node.attrs["index"]
+        self.plumbing.columns.append(column)
+        id_ = self.program.add_select(self._label(node), x.id, column)
+        self._define(node.outputs[0], self._new(id_, "sequence", x.width))
+
+    def _lower_maskedmean(self, node: Node) -> None:
+        x = self._whole(node.inputs[0])
+        id_ = self.program.add_mean(self._label(node), x.id, float(node.attrs["epsilon"]))
+        self._define(node.outputs[0], self._new(id_, "sequence", x.width))
+
+    def _lower_slicefeatures(self, node: Node) -> None:
+        name = node.outputs[0]
+        if not self._consumers.get(name) and name in self.graph.outputs:
+            return  # stored straight from its source
+        if node.attrs["squeeze"] and self._consumers.get(name):
+            raise UnsupportedModelError(f"SliceFeatures {node.name!r}: a squeezed slice is read by another operation")
+        x = self._value(node.inputs[0])
+        width = node.attrs["stop"] - node.attrs["start"]
+        self._values[name] = _Value(x.id, x.domain, x.first + node.attrs["start"], width, False)
+
+    def _lower_cast(self, node: Node) -> None:
+        name = node.outputs[0]
+        if name in self.graph.outputs and not self._consumers.get(name):
+            return  # the output is cast when it is handed out
+        raise UnsupportedModelError(f"Cast {node.name!r} stands inside the graph; it belongs at its edges")
+
+    def _label(self, node: Node) -> str:
+        return node.name or node.outputs[0]
+
+    # ---- masks -------------------------------------------------------------------------------------------------------
+
+    def _check_masks(self) -> None:
+        """The engine knows one mask per batch: every attention must use the same, and so must means to be unpadded."""
+        plumbing = self.plumbing
+        attentions = [node for node in self.graph.nodes if node.op == "Attention"]
+        masks = {
+            (node.inputs[3], node.attrs["mask_value"]) if len(node.inputs) > 3 and node.inputs[3] else ("", 0.0)
+            for node in attentions
+        }
+        if len(masks) > 1:
+            raise UnsupportedModelError("the attention layers use different masks; the engine takes one per batch")
+        if masks:
+            plumbing.key_mask, plumbing.mask_value = masks.pop()
+        means = {node.inputs[1] for node in self.graph.nodes if node.op == "MaskedMean"}
+        if len(means) > 1:
+            raise UnsupportedModelError("the means use different masks; the engine takes one per batch")
+        if means:
+            plumbing.mean_mask = means.pop()
+        plumbing.may_unpad = (
+            bool(plumbing.key_mask)
+            and not self.exact_padding
+            and plumbing.mask_value <= _HARD_MASK
+            and plumbing.mean_mask in ("", plumbing.key_mask)
+        )
+
+
+def _key_major(function: HostFunction, spare: int) -> HostFunction:
+    """``[B|1, H|1, S|1, S]`` (queries, keys) as the engine reads it: keys first, ``spare`` unused queries at the end."""
+
+    def key_major(feeds: dict[str, np.ndarray], batch: int, seq: int) -> np.ndarray:
+        bias = np.asarray(function(feeds, batch, seq), np.float32)
+        if bias.ndim != 4 or bias.shape[2] not in (1, seq) or bias.shape[3] not in (1, seq):
+            raise InputShapeError(f"an attention bias has shape {bias.shape}; expected [batch or 1, heads or 1, {seq}, {seq}]")
+        out = np.zeros((*bias.shape[:2], seq, seq + spare), np.float32)
+        out[..., :seq] = bias.swapaxes(-1, -2)
+        return out
+
+    return key_major
+
+
+def _remember_last(function: HostFunction) -> HostFunction:
+    """Keep the result for the last sequence length: it depends on nothing else."""
+    last: list[tuple[int, np.ndarray]] = []
+
+    def remembered(feeds: dict[str, np.ndarray], batch: int, seq: int) -> np.ndarray:
+        for known, array in last:
+            if known == seq:
+                return array
+        array = function(feeds, batch, seq)
+        last[:] = [(seq, array)]
+        return array
+
+    return remembered

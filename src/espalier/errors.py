@@ -1,0 +1,67 @@
+"""Every exception Espalier raises on purpose.
+
+    EspalierError(Exception)
+     |- ModelError              the model file or folder cannot be used
+     |   |- ModelFormatError        not what its name says: truncated, corrupt, unknown version   (ValueError)
+     |   |- ModelNotFoundError      the path, or a file the model refers to, is missing            (FileNotFoundError)
+     |   `- UnsupportedModelError   well formed, but neither the engine nor ONNX Runtime can run it
+     |- InputError              what was passed to a session or a verb is wrong                   (ValueError)
+     |   |- InputNameError          unknown, missing or duplicate input or output name
+     |   |- InputTypeError          wrong dtype                                                   (TypeError)
+     |   `- InputShapeError         wrong rank, extent or length, or a token id out of range
+     |- GraphError              a pass left the graph in a state its specification forbids
+     |- EngineError             the native engine failed while running
+     `- MissingDependencyError  an optional package is needed; the message ends with the install command (ImportError)
+
+A message says what was wrong, what was expected, what was got, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class EspalierError(Exception):
+    """Base of every exception Espalier raises on purpose."""
+
+
+class ModelError(EspalierError):
+    """The model file or folder cannot be used."""
+
+
+class ModelFormatError(ModelError, ValueError):
+    """The file is truncated, corrupt, of an unknown version, or not a model."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """The model path, or a file that the model refers to, does not exist."""
+
+
+class UnsupportedModelError(ModelError):
+    """The model is well formed, but nothing here can run it."""
+
+
+class InputError(EspalierError, ValueError):
+    """What was passed to a session or a verb is wrong."""
+
+
+class InputNameError(InputError):
+    """An input or output name is unknown, missing or given twice."""
+
+
+class InputTypeError(InputError, TypeError):
+    """An input has the wrong dtype."""
+
+
+class InputShapeError(InputError):
+    """An input has the wrong rank or extent, or holds a token id out of range."""
+
+
+class GraphError(EspalierError):
+    """A pass left the graph in a state that its specification forbids."""
+
+
+class EngineError(EspalierError):
+    """The native engine failed while running."""
+
+
+class MissingDependencyError(EspalierError, ImportError):
+    """An optional package is needed; the message ends with the command that installs it."""

@@ -1,0 +1,529 @@
+"""The native dialect: one declarative spec per op, with type inference and a plain NumPy body.
+
+The bodies define what an op means, on padded tensors. The engine and every importer are held to them. They take and
+give float32, accumulate in float64 where order of summation would show, and let NaN and infinity through as ONNX does.
+
+Notation: ``B`` batch, ``S`` sequence, ``F`` features, ``H`` heads, ``D`` head size. A token tensor is ``[B, S, F]``, a
+sequence tensor ``[B, F]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from espalier.errors import GraphError, InputShapeError
+from espalier.ir.graph import Dim, Shape, TensorType
+
+Array = NDArray[Any]
+
+FLOAT = ("float32",)
+ANY_FLOAT = ("float16", "float32", "float64")
+INTEGER = ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One operand. ``constant`` operands must be entries of ``Graph.constants``; an absent optional one is ``""``."""
+
+    name: str
+    dtypes: tuple[str, ...] = FLOAT
+    constant: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class AttrSpec:
+    """One attribute, always present. ``float`` also takes an int; ``choices`` limits the values."""
+
+    type: type
+    choices: tuple[Any, ...] = ()
+
+    def refusal(self, value: object) -> str:
+        """What is wrong with ``value``, or ""."""
+        kinds: tuple[type, ...] = (int, float) if self.type is float else (self.type,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and self.type is not bool):
+            return f"expected {self.type.__name__}, got {value!r} ({type(value).__name__})"
+        if self.choices and value not in self.choices:
+            return f"expected one of {', '.join(map(str, self.choices))}, got {value!r}"
+        return ""
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """What one native op takes, what it gives and what it computes.
+
+    ``rule(*types, **attrs)`` and ``body(*arrays, **attrs)`` get None for an absent operand.
+    """
+
+    name: str
+    inputs: tuple[InputSpec, ...]
+    attrs: Mapping[str, AttrSpec]
+    rule: Callable[..., TensorType]
+    body: Callable[..., Array]
+
+    def infer(self, types: Sequence[TensorType | None], attrs: Mapping[str, Any]) -> TensorType:
+        """Type of the output. ``types`` are those of the operands in order, None for an absent one.
+
+        Raises GraphError on a wrong number of operands, an unknown, missing or ill-typed attribute, or operand types
+        that the op does not take.
+        """
+        padded = self._operands(types)
+        self._check_attrs(attrs)
+        for spec, kind in zip(self.inputs, padded, strict=True):
+            if kind is not None and kind.dtype not in spec.dtypes:
+                wanted = " or ".join(spec.dtypes)
+                raise GraphError(f"{self.name}: operand {spec.name!r} must be of dtype {wanted}, got {kind}")
+        return self.rule(*padded, **attrs)
+
+    def apply(self, arrays: Sequence[Array | None], attrs: Mapping[str, Any]) -> Array:
+        """Run the NumPy body. ``arrays`` are the operands in order, None for an absent one.
+
+        Raises InputShapeError for a token id outside its table. Floating point warnings are silenced: NaN and
+        infinity are values like others here.
+        """
+        with np.errstate(all="ignore"):
+            return self.body(*self._operands(arrays), **attrs)
+
+    def _operands(self, given: Sequence[Any]) -> list[Any]:
+        least = sum(not spec.optional for spec in self.inputs)
+        if not least <= len(given) <= len(self.inputs):
+            counts = str(least) if least == len(self.inputs) else f"{least} to {len(self.inputs)}"
+            raise GraphError(f"{self.name} takes {counts} operands, got {len(given)}")
+        padded = [*given, *[None] * (len(self.inputs) - len(given))]
+        for spec, operand in zip(self.inputs, padded, strict=True):
+            if operand is None and not spec.optional:
+                raise GraphError(f"{self.name}: operand {spec.name!r} is missing")
+        return padded
+
+    def _check_attrs(self, attrs: Mapping[str, Any]) -> None:
+        known = ", ".join(self.attrs) or "none"
+        for name in attrs:
+            if name not in self.attrs:
+                raise GraphError(f"{self.name} has no attribute {name!r}; it takes: {known}")
+        for name, spec in self.attrs.items():
+            if name not in attrs:
+                raise GraphError(f"{self.name}: attribute {name!r} is missing; it takes: {known}")
+            refusal = spec.refusal(attrs[name])
+            if refusal:
+                raise GraphError(f"{self.name}: attribute {name!r}: {refusal}")
+
+
+# ---- extents ---------------------------------------------------------------------------------------------------------
+
+
+def same(a: Dim, b: Dim) -> bool:
+    """Whether two extents can be equal. Two numbers must be; a symbol's value is known only when running."""
+    return a == b or isinstance(a, str) or isinstance(b, str)
+
+
+def compatible(a: Shape | None, b: Shape | None) -> bool:
+    """Whether two shapes can be equal."""
+    return a is None or b is None or (len(a) == len(b) and all(map(same, a, b)))
+
+
+def _meet(op: str, what: str, a: Dim, b: Dim) -> Dim:
+    """The better known of two extents that must be equal: a number, else a name, else unknown."""
+    if not same(a, b):
+        raise GraphError(f"{op}: {what} must agree, got {a} and {b}")
+    if isinstance(a, int):
+        return a
+    return b if isinstance(b, int) or a.startswith("?") else a
+
+
+def _dims(op: str, name: str, kind: TensorType, rank: int) -> Shape:
+    """The extents of an operand that must have ``rank`` of them."""
+    if kind.shape is None:
+        return ("?",) * rank
+    if len(kind.shape) != rank:
+        raise GraphError(f"{op}: operand {name!r} must have {rank} dimensions, got {kind}")
+    return kind.shape
+
+
+def _tensor_dims(op: str, kind: TensorType) -> Shape | None:
+    """The extents of x, which must be a token or sequence tensor."""
+    if kind.shape is not None and len(kind.shape) not in (2, 3):
+        raise GraphError(f"{op}: x must be [batch, seq, features] or [batch, features], got {kind}")
+    return kind.shape
+
+
+# ---- rules of inference ----------------------------------------------------------------------------------------------
+
+
+def _positions(ids: TensorType, offset: int) -> TensorType:
+    return TensorType("int64", (1, _dims("Positions", "ids", ids, 2)[1]))
+
+
+def _positions_from_ids(ids: TensorType, padding_idx: int) -> TensorType:
+    return TensorType("int64", _dims("PositionsFromIds", "ids", ids, 2))
+
+
+def _embedding(table: TensorType, ids: TensorType) -> TensorType:
+    features = _dims("Embedding", "table", table, 2)[1]
+    return TensorType("float32", (*_dims("Embedding", "ids", ids, 2), features))
+
+
+def _relative_bias(table: TensorType, ids: TensorType, num_buckets: int, max_distance: int) -> TensorType:
+    buckets, heads = _dims("RelativeBias", "table", table, 2)
+    _meet("RelativeBias", "num_buckets and the rows of the table", num_buckets, buckets)
+    # Half of the buckets are for keys to the right; of each half, half are exact and the rest logarithmic.
+    if num_buckets < 4 or max_distance <= num_buckets // 4:
+        raise GraphError(
+            "RelativeBias: expected num_buckets >= 4 and max_distance > num_buckets / 4, "
+            f"got num_buckets={num_buckets} and max_distance={max_distance}"
+        )
+    seq = _dims("RelativeBias", "ids", ids, 2)[1]
+    return TensorType("float32", (1, heads, seq, seq))
+
+
+def _linear(x: TensorType, weight: TensorType, bias: TensorType | None) -> TensorType:
+    shape = _tensor_dims("Linear", x)
+    rows, columns = _dims("Linear", "weight", weight, 2)
+    if bias is not None:
+        _meet("Linear", "the extent of bias and the rows of weight", _dims("Linear", "bias", bias, 1)[0], rows)
+    if shape is None:
+        return TensorType("float32", None)
+    _meet("Linear", "the features of x and the columns of weight", shape[-1], columns)
+    return TensorType("float32", (*shape[:-1], rows))
+
+
+def _layer_norm(x: TensorType, gamma: TensorType, beta: TensorType | None, epsilon: float) -> TensorType:
+    shape = _tensor_dims("LayerNorm", x)
+    for name, kind in (("gamma", gamma), ("beta", beta)):
+        if kind is not None:
+            extent = _dims("LayerNorm", name, kind, 1)[0]
+            if shape is not None:
+                _meet("LayerNorm", f"the features of x and the extent of {name}", shape[-1], extent)
+    return x
+
+
+def _same_type(op: str) -> Callable[..., TensorType]:
+    def rule(x: TensorType, **_attrs: object) -> TensorType:
+        _tensor_dims(op, x)
+        return x
+
+    return rule
+
+
+def _binary(op: str) -> Callable[[TensorType, TensorType], TensorType]:
+    def rule(x: TensorType, y: TensorType) -> TensorType:
+        if x.shape is None or y.shape is None:
+            return TensorType("float32", None)
+        wide, low = (x.shape, y.shape) if len(x.shape) >= len(y.shape) else (y.shape, x.shape)
+        _tensor_dims(op, TensorType("float32", wide))
+        if len(low) == len(wide):
+            return TensorType("float32", _one_shape(op, wide, low))
+        if len(low) > 1:
+            raise GraphError(f"{op}: expected tensors of one shape, or a constant of shape [F] or [], got {x} and {y}")
+        if low:
+            _meet(op, "features", wide[-1], low[0])
+        return TensorType("float32", wide)
+
+    return rule
+
+
+def _one_shape(op: str, a: Shape, b: Shape) -> Shape:
+    """The common shape of two tensors; an extent of 1 broadcasts over the batch, and only there."""
+    first = max(a[0], b[0], key=lambda dim: dim != 1) if 1 in (a[0], b[0]) else _meet(op, "batch", a[0], b[0])
+    names = ("seq", "features")[-(len(a) - 1) :]
+    return (first, *(_meet(op, name, m, n) for name, m, n in zip(names, a[1:], b[1:], strict=True)))
+
+
+def _attention(
+    q: TensorType,
+    k: TensorType,
+    v: TensorType,
+    key_mask: TensorType | None,
+    bias: TensorType | None,
+    heads: int,
+    scale: float,
+    mask_value: float,
+) -> TensorType:
+    op = "Attention"
+    if heads < 1:
+        raise GraphError(f"{op}: expected heads >= 1, got {heads}")
+    shapes = [_dims(op, name, kind, 3) for name, kind in (("q", q), ("k", k), ("v", v))]
+    batch, seq = (
+        _meet(op, f"the {what} of q, k and v", _meet(op, f"the {what} of q and k", first, second), third)
+        for what, (first, second, third) in zip(("batch", "seq"), zip(*shapes, strict=True), strict=False)
+    )
+    for name, shape in zip("qkv", shapes, strict=True):
+        if isinstance(shape[2], int) and shape[2] % heads:
+            raise GraphError(f"{op}: {heads} heads do not divide the {shape[2]} features of {name}")
+    _meet(op, "the features of q and k", shapes[0][2], shapes[1][2])
+    if key_mask is not None:
+        rows, columns = _dims(op, "key_mask", key_mask, 2)
+        batch = _meet(op, "the batch of q and key_mask", batch, rows)
+        seq = _meet(op, "the seq of k and key_mask", seq, columns)
+    if bias is not None:
+        extents = _dims(op, "bias", bias, 4)
+        for what, extent, wanted in zip(("batch", "heads", "seq"), extents[:3], (batch, heads, seq), strict=True):
+            if extent != 1:
+                _meet(op, f"{what} of bias and of q (or 1)", wanted, extent)
+        _meet(op, "the last extent of bias and seq", seq, extents[3])
+    return TensorType("float32", (batch, seq, shapes[2][2]))
+
+
+def _select_token(x: TensorType, index: int) -> TensorType:
+    batch, seq, features = _dims("SelectToken", "x", x, 3)
+    if isinstance(seq, int) and not -seq <= index < seq:
+        raise GraphError(f"SelectToken: index {index} is outside a sequence of {seq} tokens")
+    return TensorType("float32", (batch, features))
+
+
+def _masked_mean(x: TensorType, mask: TensorType, epsilon: float) -> TensorType:
+    batch, seq, features = _dims("MaskedMean", "x", x, 3)
+    rows, columns = _dims("MaskedMean", "mask", mask, 2)
+    _meet("MaskedMean", "seq of x and mask", seq, columns)
+    return TensorType("float32", (_meet("MaskedMean", "batch of x and mask", batch, rows), features))
+
+
+def _slice_features(x: TensorType, start: int, stop: int, squeeze: bool) -> TensorType:
+    shape = _tensor_dims("SliceFeatures", x)
+    if not 0 <= start < stop:
+        raise GraphError(f"SliceFeatures: expected 0 <= start < stop, got start={start} and stop={stop}")
+    if squeeze and stop - start != 1:
+        raise GraphError(f"SliceFeatures: squeeze needs one feature, got {stop - start}")
+    if shape is None:
+        return TensorType("float32", None)
+    if isinstance(shape[-1], int) and stop > shape[-1]:
+        raise GraphError(f"SliceFeatures: stop={stop} is beyond the {shape[-1]} features of x")
+    return TensorType("float32", shape[:-1] if squeeze else (*shape[:-1], stop - start))
+
+
+def _cast(x: TensorType, dtype: str) -> TensorType:
+    return TensorType(dtype, x.shape)
+
+
+# ---- bodies ----------------------------------------------------------------------------------------------------------
+
+
+def _f32(x: Array) -> Array:
+    return np.asarray(x, np.float32)
+
+
+def positions(ids: Array, offset: int) -> Array:
+    return np.arange(offset, offset + ids.shape[1], dtype=np.int64)[None]
+
+
+def positions_from_ids(ids: Array, padding_idx: int) -> Array:
+    real = (ids != padding_idx).astype(np.int64)
+    columns: Array = np.cumsum(real, axis=1) * real + padding_idx
+    return columns
+
+
+def embedding(table: Array, ids: Array) -> Array:
+    wrong = (ids < 0) | (ids >= len(table))
+    if wrong.any():
+        raise InputShapeError(
+            f"id {ids[wrong].flat[0]} is outside a table of {len(table)} rows; expected 0 to {len(table) - 1}. "
+            "Check the tokenizer, or the sequence length where the table is one of positions"
+        )
+    rows: Array = table[ids.astype(np.int64)]
+    return rows
+
+
+def relative_bias(table: Array, ids: Array, num_buckets: int, max_distance: int) -> Array:
+    seq = ids.shape[1]
+    column = np.arange(seq, dtype=np.int64)
+    distance = column[None, :] - column[:, None]  # [query, key]
+    buckets = relative_buckets(distance, num_buckets, max_distance)
+    return np.ascontiguousarray(table[buckets].transpose(2, 0, 1)[None])
+
+
+def relative_buckets(distance: Array, num_buckets: int, max_distance: int) -> Array:
+    """Bucket of each ``key - query`` distance: T5's bidirectional scheme, which MPNet shares.
+
+    Keys to the right take the upper half of the buckets. Near distances have a bucket each; farther ones share
+    buckets of logarithmic width, up to ``max_distance``.
+    """
+    half = num_buckets // 2
+    exact = half // 2
+    away = np.abs(distance)
+    # The models were trained with float32 logarithms; float64 would put a few distances into the other bucket.
+    ratio = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(exact))
+    steps = ratio / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
+    far = np.minimum(exact + steps.astype(np.int64), half - 1)
+    buckets: Array = np.where(distance > 0, half, 0) + np.where(away < exact, away, far)
+    return buckets
+
+
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    y = x.astype(np.float64) @ weight.astype(np.float64).T
+    return _f32(y if bias is None else y + bias)
+
+
+def layer_norm(x: Array, gamma: Array, beta: Array | None, epsilon: float) -> Array:
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    y = centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + epsilon) * gamma
+    return _f32(y if beta is None else y + beta)
+
+
+def _erf(x: Array) -> Array:
+    return np.fromiter(map(math.erf, x.flat), np.float64, x.size).reshape(x.shape)
+
+
+def _sigmoid(x: Array) -> Array:
+    return np.asarray(1 / (1 + np.exp(-x)))
+
+
+def _gelu_tanh(x: Array) -> Array:
+    return np.asarray(0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: 0.5 * x * (1 + _erf(x / math.sqrt(2))),
+    "gelu_tanh": _gelu_tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+    "sigmoid": _sigmoid,
+    "silu": lambda x: x * _sigmoid(x),
+    "quick_gelu": lambda x: x * _sigmoid(1.702 * x),
+    "erf": _erf,
+    "exp": np.exp,
+    "sqrt": np.sqrt,
+    "abs": np.abs,
+    "neg": np.negative,
+    "reciprocal": lambda x: 1 / x,
+    "softplus": lambda x: np.logaddexp(0, x),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(x)),
+}
+"""Elementwise functions by the ``kind`` of Activation, on float64. ``elu`` has alpha 1."""
+
+
+def activation(x: Array, kind: str) -> Array:
+    return _f32(ACTIVATIONS[kind](x.astype(np.float64)))
+
+
+def softmax(x: Array) -> Array:
+    wide = x.astype(np.float64)
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True, initial=-np.inf))
+    return _f32(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    key_mask: Array | None,
+    bias: Array | None,
+    heads: int,
+    scale: float,
+    mask_value: float,
+) -> Array:
+    batch, seq, _ = q.shape
+
+    def split(x: Array) -> Array:  # [B, S, H*D] -> [B, H, S, D]
+        return x.astype(np.float64).reshape(batch, seq, heads, x.shape[-1] // heads).transpose(0, 2, 1, 3)
+
+    # Scores are rounded to float32 before the mask is added: a row masked everywhere with float32's lowest number
+    # must come out uniform, as it does in ONNX Runtime, and two such masks must overflow.
+    scores = _f32(scale * (split(q) @ split(k).swapaxes(-1, -2)))
+    if bias is not None:
+        scores = scores + bias
+    if key_mask is not None:
+        # Not (1 - mask) * mask_value: that is NaN at kept keys when mask_value is -inf.
+        scores = scores + np.where(key_mask != 0, np.float32(0), np.float32(mask_value))[:, None, None, :]
+    mixed = softmax(scores).astype(np.float64) @ split(v)
+    return _f32(mixed.transpose(0, 2, 1, 3).reshape(batch, seq, v.shape[-1]))
+
+
+def select_token(x: Array, index: int) -> Array:
+    if not -x.shape[1] <= index < x.shape[1]:
+        raise InputShapeError(f"token {index} is outside a sequence of {x.shape[1]} tokens; expected a longer one")
+    return np.ascontiguousarray(x[:, index])
+
+
+def masked_mean(x: Array, mask: Array, epsilon: float) -> Array:
+    weights = mask.astype(np.float64)[..., None]
+    return _f32((x * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), epsilon))
+
+
+def l2_normalize(x: Array, epsilon: float) -> Array:
+    wide = x.astype(np.float64)
+    return _f32(wide / np.maximum(np.sqrt((wide * wide).sum(axis=-1, keepdims=True)), epsilon))
+
+
+def slice_features(x: Array, start: int, stop: int, squeeze: bool) -> Array:
+    part = x[..., start:stop]
+    return np.ascontiguousarray(part[..., 0] if squeeze else part)
+
+
+def cast(x: Array, dtype: str) -> Array:
+    return x.astype(dtype)
+
+
+def _float32_binary(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda x, y: _f32(function(x, y))
+
+
+_X = InputSpec("x")
+_IDS = InputSpec("ids", INTEGER)
+_TABLE = InputSpec("table", constant=True)
+_EPSILON = {"epsilon": AttrSpec(float)}
+
+_SPECS = (
+    OpSpec("Positions", (_IDS,), {"offset": AttrSpec(int)}, _positions, positions),
+    OpSpec("PositionsFromIds", (_IDS,), {"padding_idx": AttrSpec(int)}, _positions_from_ids, positions_from_ids),
+    OpSpec("Embedding", (_TABLE, _IDS), {}, _embedding, embedding),
+    OpSpec(
+        "RelativeBias",
+        (_TABLE, _IDS),
+        {"num_buckets": AttrSpec(int), "max_distance": AttrSpec(int)},
+        _relative_bias,
+        relative_bias,
+    ),
+    OpSpec(
+        "Linear",
+        (_X, InputSpec("weight", constant=True), InputSpec("bias", constant=True, optional=True)),
+        {},
+        _linear,
+        linear,
+    ),
+    OpSpec(
+        "LayerNorm",
+        (_X, InputSpec("gamma", constant=True), InputSpec("beta", constant=True, optional=True)),
+        _EPSILON,
+        _layer_norm,
+        layer_norm,
+    ),
+    OpSpec("Activation", (_X,), {"kind": AttrSpec(str, tuple(ACTIVATIONS))}, _same_type("Activation"), activation),
+    *(
+        OpSpec(name, (_X, InputSpec("y")), {}, _binary(name), _float32_binary(function))
+        for name, function in (("Add", np.add), ("Sub", np.subtract), ("Mul", np.multiply), ("Div", np.divide))
+    ),
+    OpSpec(
+        "Attention",
+        (
+            InputSpec("q"),
+            InputSpec("k"),
+            InputSpec("v"),
+            InputSpec("key_mask", INTEGER, optional=True),
+            InputSpec("bias", optional=True),
+        ),
+        {"heads": AttrSpec(int), "scale": AttrSpec(float), "mask_value": AttrSpec(float)},
+        _attention,
+        attention,
+    ),
+    OpSpec("SelectToken", (_X,), {"index": AttrSpec(int)}, _select_token, select_token),
+    OpSpec("MaskedMean", (_X, InputSpec("mask", INTEGER)), _EPSILON, _masked_mean, masked_mean),
+    OpSpec("L2Normalize", (_X,), _EPSILON, _same_type("L2Normalize"), l2_normalize),
+    OpSpec("Softmax", (_X,), {}, _same_type("Softmax"), softmax),
+    OpSpec(
+        "SliceFeatures",
+        (_X,),
+        {"start": AttrSpec(int), "stop": AttrSpec(int), "squeeze": AttrSpec(bool)},
+        _slice_features,
+        slice_features,
+    ),
+    OpSpec("Cast", (InputSpec("x", ANY_FLOAT),), {"dtype": AttrSpec(str, ANY_FLOAT)}, _cast, cast),
+)
+
+OPS: dict[str, OpSpec] = {spec.name: spec for spec in _SPECS}
+"""Every native op by name."""

@@ -1,0 +1,326 @@
+"""Load a model and run it: :func:`load`, :func:`compile` and :class:`Session`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+
+from espalier._cpu import usable_cores
+from espalier._session import checks, ragged
+from espalier._session.describe import TensorInfo, describe
+from espalier._session.report import Report, report_of
+from espalier._session.source import Source, identify
+from espalier._session.steps import NativeStep, OrtStep, prepare
+from espalier.errors import (
+    GraphError,
+    InputError,
+    InputShapeError,
+    InputTypeError,
+    ModelError,
+    ModelFormatError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
+from espalier.ort import OrtProgram
+from espalier.passes import partition as cut
+from espalier.passes.partition import OrtSegment, Program
+
+if TYPE_CHECKING:
+    import onnx
+
+    from espalier.ir.graph import Graph
+
+Model = Union[str, "os.PathLike[str]", bytes, "onnx.ModelProto"]
+
+
+def load(model: Model, *, threads: int | None = None, tune: bool = True) -> Session:
+    """Open a model for running.
+
+    ``model`` is an ONNX file, a Hugging Face folder (``config.json`` and safetensors), a compiled ``.espalier`` plan
+    (told apart by content), serialised ONNX bytes or an ``onnx.ModelProto``. ``threads`` defaults to the cores the
+    process may use; ``tune`` chooses each layer's weight format by measurement instead of by the cost model.
+
+    Raises ModelNotFoundError, ModelFormatError, UnsupportedModelError, InputTypeError or InputError.
+    """
+    count = _threads(threads)
+    source = identify(model)
+    return _open(source, _program(source), threads=count, tune=tune)
+
+
+def compile(model: Model, out: str | os.PathLike[str], *, threads: int | None = None, tune: bool = True) -> Path:
+    """Write ``model`` as a compiled plan to ``out`` and return its path.
+
+    A plan holds the steps with their weights packed by nonzeros; it is memory-mapped when loaded, and what depends on
+    the machine is decided there. Raises what :func:`load` raises.
+    """
+    count = _threads(threads)
+    source = identify(model)
+    if source.kind == "plan":
+        raise ModelFormatError(f"{source.name} is a compiled plan already; give the model it was made from, or copy it")
+    program = _program(source)
+    program.steps = [_embedded(step) if isinstance(step, OrtSegment) else step for step in program.steps]
+    from espalier import compiler
+
+    path = Path(os.fspath(out))
+    compiler.save_plan(program, path, threads=count, tune=tune)
+    return path
+
+
+class Session:
+    """A loaded model. Made by :func:`load`; safe to use from several threads at once.
+
+    The calling convention is ONNX Runtime's: ``run(output_names, {name: array})`` returns a list of arrays.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        steps: list[NativeStep | OrtStep],
+        *,
+        name: str,
+        threads: int,
+        original: Path | bytes | None,
+    ) -> None:
+        self._program = program
+        self._steps = steps
+        self._name = name
+        self._threads = threads
+        self._original = original
+        self._fallback: OrtStep | None = None
+        self._lock = threading.Lock()
+        self._whole = steps[0] if len(steps) == 1 and isinstance(steps[0], OrtStep) and steps[0].segment.whole else None
+
+    def __repr__(self) -> str:
+        parts = [("native" if isinstance(step, NativeStep) else "ONNX Runtime") for step in self._steps]
+        return f"<espalier.Session {self._name!r}, threads={self._threads}: {' > '.join(parts) or 'constant'}>"
+
+    @property
+    def threads(self) -> int:
+        """Threads each run uses."""
+        return self._threads
+
+    def get_inputs(self) -> list[TensorInfo]:
+        """The inputs in order, described as ONNX Runtime does."""
+        if self._whole is not None:
+            return [TensorInfo(arg.name, arg.shape, arg.type) for arg in self._whole.program.session.get_inputs()]
+        return [describe(name, self._program.types.get(name)) for name in self._program.inputs]
+
+    def get_outputs(self) -> list[TensorInfo]:
+        """The outputs in order, described as ONNX Runtime does."""
+        if self._whole is not None:
+            return [TensorInfo(arg.name, arg.shape, arg.type) for arg in self._whole.program.session.get_outputs()]
+        return [describe(name, self._program.types.get(name)) for name in self._program.outputs]
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
+    ) -> list[Any]:
+        """Run the model on padded inputs and return the outputs named, all of them for None.
+
+        ``input_feed`` maps every input's name to an array of its exact dtype. ``run_options`` is ONNX Runtime's
+        ``RunOptions``, for the parts that it runs. Outputs at padding positions are unspecified.
+
+        Raises InputNameError, InputTypeError, InputShapeError or InputError.
+        """
+        feeds = checks.check_feeds(input_feed)
+        if self._whole is not None:
+            return self._run_whole(self._whole, output_names, feeds, run_options)
+        wanted = checks.choose_outputs(output_names, self._program.outputs)
+        checks.check_names(feeds, self._program.inputs)
+        extents = checks.check_arrays(self._program, feeds)
+        if any(feeds[name].size == 0 for name in self._program.inputs):
+            return self._run_empty(wanted, feeds, extents, run_options)
+        try:
+            return self._run_steps(wanted, feeds, run_options)
+        except checks.MaskValueError:
+            if self._original is None:
+                raise
+            return self._run_fallback(wanted, feeds, run_options)
+
+    def run_ragged(self, output_names: Sequence[str] | None, sequences: Sequence[Any]) -> list[list[np.ndarray]]:
+        """Run sequences of different lengths without padding.
+
+        Each sequence is a list or 1-D array of token ids, or a dict of input name to 1-D array. A missing attention
+        mask is all ones, missing token types are zeros. Returns, per output, one array per sequence: the padded
+        result's without the batch axis.
+
+        Raises InputNameError, InputTypeError, InputShapeError or InputError.
+        """
+        infos = self.get_inputs()
+        outputs = checks.choose_outputs(output_names, [info.name for info in self.get_outputs()])
+        rows = ragged.feeds_of(sequences, infos)
+        if not rows:
+            return [[] for _ in outputs]
+        step = self._steps[0] if len(self._steps) == 1 else None
+        if isinstance(step, NativeStep) and set(outputs) <= set(step.outputs):
+            try:
+                step.check_rows(rows)
+            except checks.MaskValueError:
+                if self._original is None:
+                    raise
+            else:
+                results = step.run_ragged({name: [row[name] for row in rows] for name in step.inputs})
+                return [results[name] for name in outputs]
+        return ragged.by_length(self.run, outputs, rows, infos, self.get_outputs())
+
+    def report(self) -> Report:
+        """What runs where, in which format, at which sparsity, in how much time so far, and why not natively."""
+        return report_of(self._name, self._threads, self._steps, self._fallback)
+
+    def _run_whole(
+        self, step: OrtStep, output_names: Sequence[str] | None, feeds: Mapping[str, Any], run_options: Any
+    ) -> list[Any]:
+        if isinstance(output_names, str):
+            raise InputTypeError(f"output_names must be a list of names or None; got {output_names!r}")
+        try:
+            return step.run_list(output_names, feeds, run_options)
+        except InputError:
+            # ONNX Runtime accepts more than the checks do, so they only speak once it has refused.
+            checks.choose_outputs(output_names, [info.name for info in self.get_outputs()])
+            optional = [arg.name for arg in step.program.session.get_overridable_initializers()]
+            checks.diagnose(self._program, feeds, [info.name for info in self.get_inputs()], optional)
+            raise
+
+    def _run_steps(self, wanted: list[str], feeds: Mapping[str, Any], run_options: Any) -> list[Any]:
+        values: dict[str, Any] = {**self._program.constants, **feeds}
+        given = set(self._program.inputs)
+        for step in self._steps:
+            if isinstance(step, NativeStep):
+                step.check(values, given)
+        for step in self._steps:
+            if isinstance(step, NativeStep):
+                step.check(values, set(values) - given)
+            values.update(step.run(values, run_options))
+        return [values[name] for name in wanted]
+
+    def _run_empty(
+        self, wanted: list[str], feeds: Mapping[str, Any], extents: dict[str, int], run_options: Any
+    ) -> list[Any]:
+        """Nothing to compute: the outputs are as empty as the inputs, or the model needs at least one token."""
+        shapes = {name: self._empty_shape(name, extents) for name in wanted}
+        if all(shape is not None for shape in shapes.values()):
+            return [np.zeros(shapes[name] or (), self._program.types[name].dtype) for name in wanted]
+        if self._original is not None:
+            return self._run_fallback(wanted, feeds, run_options)
+        raise InputShapeError("an input is empty: give every sequence at least one token, and the batch one sequence")
+
+    def _empty_shape(self, name: str, extents: dict[str, int]) -> tuple[int, ...] | None:
+        kind = self._program.types.get(name)
+        if kind is None or kind.shape is None:
+            return None
+        bound = [extents.get(dim) if isinstance(dim, str) else dim for dim in kind.shape]
+        shape = tuple(dim for dim in bound if dim is not None)
+        return shape if len(shape) == len(bound) and 0 in shape else None
+
+    def _run_fallback(self, wanted: list[str], feeds: Mapping[str, Any], run_options: Any) -> list[Any]:
+        """The whole model in ONNX Runtime, for input that only it gives a meaning to; opened on first use."""
+        with self._lock:
+            if self._fallback is None and self._original is not None:
+                program = OrtProgram(self._original, threads=self._threads, shared=True)
+                segment = OrtSegment(b"", self._program.inputs, self._program.outputs, whole=True)
+                self._fallback = OrtStep(segment, program)
+            fallback = self._fallback
+        if fallback is None:
+            raise InputError("this input needs the original ONNX model, which a plan or a folder does not have")
+        return fallback.run_list(wanted, feeds, run_options)
+
+
+def _threads(threads: int | None) -> int:
+    if threads is None:
+        return usable_cores()
+    if isinstance(threads, bool) or not isinstance(threads, int):
+        raise InputTypeError(f"threads must be a whole number or None; got {threads!r}")
+    if threads < 1:
+        raise InputError(f"threads must be at least 1; got {threads}: leave it out to use every core the process may")
+    return threads
+
+
+def _program(source: Source) -> Program:
+    """Import, lift and cut the model."""
+    if source.kind == "plan":
+        from espalier import compiler
+
+        plan: Program = compiler.read_plan(source.model)
+        return plan
+    from espalier import passes
+
+    if source.kind == "hf":
+        from espalier import hf
+
+        graph: Graph = passes.run(hf.read(source.model))
+        return Program.of(graph, cut.partition(graph))
+    from espalier import onnx
+
+    try:
+        model = source.model
+        lifted = passes.run(_read_bytes(model) if isinstance(model, bytes) else onnx.read(model))
+        return Program.of(lifted, cut.partition(lifted, model))
+    except (ModelFormatError, UnsupportedModelError, GraphError) as error:
+        return _unread(source, error)
+
+
+def _read_bytes(data: bytes) -> Graph:
+    """Read serialised ONNX; the reader maps files, and a map outlives its file's name."""
+    from espalier import onnx
+
+    with tempfile.TemporaryDirectory(prefix="espalier-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(data)
+        try:
+            return onnx.read(path)
+        except (ModelFormatError, ModelNotFoundError) as error:
+            raise type(error)(str(error).replace(str(path), "the model")) from error
+
+
+def _unread(source: Source, error: ModelError | GraphError) -> Program:
+    """A model that only ONNX Runtime understands: one step over the file. It says so itself when it does not either."""
+    if isinstance(error, GraphError):
+        warnings.warn(f"{source.name} runs in ONNX Runtime: a pass failed ({error})", RuntimeWarning, stacklevel=4)
+    try:
+        program = OrtProgram(source.model, threads=1)
+    except ModelError:
+        if isinstance(error, ModelError):
+            raise error from None
+        raise
+    inputs = [arg.name for arg in program.session.get_inputs()]
+    outputs = [arg.name for arg in program.session.get_outputs()]
+    reason = cut.Placed("model", "", f"{type(error).__name__}: {error}")
+    segment = OrtSegment(source.model, inputs, outputs, [reason], whole=True)
+    return Program(source.name, inputs, outputs, {}, [segment])
+
+
+def _open(source: Source, program: Program, *, threads: int, tune: bool) -> Session:
+    original = source.model if source.kind == "onnx" else None
+    try:
+        steps = prepare(program.steps, threads=threads, tune=tune)
+    except (UnsupportedModelError, ModelFormatError, GraphError) as error:
+        if original is None or not any(isinstance(step, cut.NativeSegment) for step in program.steps):
+            raise
+        program = _unread(source, error)
+        steps = prepare(program.steps, threads=threads, tune=tune)
+    # The steps hold what they need; the weights they were made from must not stay in memory beside them.
+    ends = replace(program, steps=[])
+    return Session(ends, steps, name=source.name, threads=threads, original=original)
+
+
+def _embedded(segment: OrtSegment) -> OrtSegment:
+    """The segment with its model as bytes, external data included, so that a plan stands alone."""
+    if isinstance(segment.model, bytes):
+        return segment
+    import onnx
+
+    try:
+        data = onnx.load(segment.model).SerializeToString()
+    except ValueError as error:
+        raise UnsupportedModelError(
+            f"{segment.model} runs in ONNX Runtime as a whole and exceeds 2 GiB, which a plan cannot hold: "
+            "load the ONNX file directly"
+        ) from error
+    return OrtSegment(data, segment.inputs, segment.outputs, segment.nodes, segment.whole)
