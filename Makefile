@@ -9,7 +9,8 @@ WORKERS ?= $(shell n=$$(nproc); [ $$n -gt 8 ] && echo 8 || echo $$n)
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# Twice quiet: errors only. Warnings about mirrors that lack a package would drown what the user should see.
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 STAMPS := $(VENV)/stamps
 
 ENGINE := $(shell find csrc bindings -type f 2>/dev/null) CMakeLists.txt pyproject.toml

@@ -165,12 +165,27 @@ def build_minilm(*, cache: Path = CACHE, opset: int = OPSET) -> Path:
     path = cache / f"minilm-opset{opset}.onnx"
     if path.exists():
         return path
+    import torch
     from transformers import BertModel
+    from transformers.utils import logging
 
-    folder = str(minilm_folder())
-    model: torch.nn.Module = BertModel.from_pretrained(folder, attn_implementation="eager", add_pooling_layer=False)
-    model.eval()
-    return export(model, path, inputs=INPUTS, outputs=("last_hidden_state",), opset=opset)
+    class Encoder(torch.nn.Module):
+        """The exporter hands inputs over by position, and BertModel's third is not what it was."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            verbosity = logging.get_verbosity()
+            logging.set_verbosity_error()  # the pooler's weights are left out on purpose
+            self.bert: Any = BertModel.from_pretrained(
+                str(minilm_folder()), attn_implementation="eager", add_pooling_layer=False
+            )
+            logging.set_verbosity(verbosity)
+
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+            hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+            return hidden.last_hidden_state
+
+    return export(Encoder().eval(), path, inputs=INPUTS, outputs=("last_hidden_state",), opset=opset)
 
 
 def feed(batch: int, sequence: int, *, lengths: tuple[int, ...] | None = None, seed: int = SEED) -> Feed:

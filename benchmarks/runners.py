@@ -6,6 +6,7 @@ engine wants them, single precision everywhere, and the same number of threads.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import tempfile
@@ -85,21 +86,18 @@ class Espalier(Runner):
 class DeepSparse(Runner):
     def prepare(self) -> str:
         os.environ["NM_DISABLE_ANALYTICS"] = "1"  # it reports its use over the network otherwise
-        import deepsparse
-
-        return str(deepsparse.__version__)
+        return str(importlib.import_module("deepsparse").__version__)
 
     def load(self, model: str, shape: tuple[int, int] | None, threads: int, options: dict[str, Any]) -> None:
-        import deepsparse
-
         if shape is None:
             raise ValueError("DeepSparse compiles for one (batch, sequence); none was given")
+        engine = importlib.import_module("deepsparse").Engine
         self._engine = None  # two compiled models need not be held at once
         with tempfile.TemporaryDirectory() as folder:
             # It writes the static shapes into the very file it is given.
             copy = str(Path(folder) / "model.onnx")
             shutil.copyfile(model, copy)
-            self._engine = deepsparse.Engine(copy, batch_size=shape[0], num_cores=threads, input_shapes=[list(shape)])
+            self._engine = engine(copy, batch_size=shape[0], num_cores=threads, input_shapes=[list(shape)])
 
     def run(self, feed: Arrays) -> Arrays:
         engine: Any = self._engine
@@ -109,9 +107,8 @@ class DeepSparse(Runner):
 
 class OpenVINO(Runner):
     def prepare(self) -> str:
-        import openvino
-
-        self._core = openvino.Core()
+        openvino = importlib.import_module("openvino")
+        self._core: Any = openvino.Core()
         return str(openvino.__version__).split("-")[0]
 
     def load(self, model: str, shape: tuple[int, int] | None, threads: int, options: dict[str, Any]) -> None:

@@ -175,7 +175,7 @@ void Weight::pack_unstructured(const SparseMatrix& s, int panel_width) {
       std::uint32_t& i = next[static_cast<std::size_t>(m)];
       for (; i < s.starts[static_cast<std::size_t>(m) + 1] && s.indices[i] < last; ++i, ++at) {
         values_[at] = s.values[i];
-        offsets_[at] = static_cast<std::uint16_t>((s.indices[i] - first) * panel_width * 4);
+        offsets_[at] = static_cast<std::uint16_t>((s.indices[i] - first) * panel_width);
       }
     }
     starts[s.rows] = at;
@@ -204,7 +204,7 @@ void Weight::pack_blocks(const SparseMatrix& s, int panel_width) {
           if (next[m] < s.starts[m + 1]) column = std::min<int>(column, s.indices[next[m]]);
         }
         if (column >= last) break;
-        offsets_[at] = static_cast<std::uint16_t>((column - first) * panel_width * 4);
+        offsets_[at] = static_cast<std::uint16_t>((column - first) * panel_width);
         for (int q = 0; q < rows; ++q) {
           const std::size_t m = static_cast<std::size_t>(u * kRowBlock + q);
           if (next[m] < s.starts[m + 1] && s.indices[next[m]] == column) values_[static_cast<std::size_t>(at) * kRowBlock + static_cast<std::size_t>(q)] = s.values[next[m]++];

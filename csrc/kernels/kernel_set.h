@@ -48,7 +48,7 @@ struct PackedWeight {
   int chunk = 0;    // columns per chunk; the last chunk may be shorter
   int chunks = 0;
   const float* values = nullptr;
-  // Bytes from the chunk's first feature to the entry's feature in a panel: (column - chunk start) * NB * 4.
+  // Floats from the chunk's first feature to the entry's feature in a panel: (column - chunk start) * NB.
   const std::uint16_t* offsets = nullptr;
   // starts[c * (units + 1) + u]: first entry of unit u (a row, or four rows) in chunk c. Unused by dense.
   const std::uint32_t* starts = nullptr;

@@ -18,7 +18,7 @@ constexpr KernelSet make_kernel_set(const char* name) {
   set.lanes = V::lanes;
   set.max_groups = MAX_GROUPS;
   set.linear = &linear<MAX_GROUPS>;
-  set.layer_norm = &layer_norm_panel;
+  set.layer_norm = &layer_norm_panel<MAX_GROUPS>;
   set.unary = &unary_panel;
   set.binary = &binary_panel;
   set.softmax = &softmax_panel;

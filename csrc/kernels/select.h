@@ -32,7 +32,7 @@ struct Candidate {
 // unstructured 1.2 (R + 1) / 2 per nonzero and 2.2 R per row and chunk; blocks max(2 R, (R + 4) / 2) per four entries.
 std::vector<Candidate> candidates(const WeightStats& stats, int lanes, int groups);
 
-// Widest chunk whose byte offsets fit in 16 bits.
+// Widest chunk whose offsets, in floats, fit in 16 bits.
 int max_chunk(int panel_width);
 
 }  // namespace espalier

@@ -18,7 +18,7 @@ from espalier._session import checks, ragged
 from espalier._session.describe import TensorInfo, describe
 from espalier._session.report import Report, report_of
 from espalier._session.source import Source, identify
-from espalier._session.steps import NativeStep, OrtStep, prepare
+from espalier._session.steps import AnyStep, NativeStep, OrtStep, prepare
 from espalier.errors import (
     GraphError,
     InputError,
@@ -52,26 +52,34 @@ def load(model: Model, *, threads: int | None = None, tune: bool = True) -> Sess
     """
     count = _threads(threads)
     source = identify(model)
-    return _open(source, _program(source), threads=count, tune=tune)
+    return _open(source, *_ready(source, threads=count, tune=tune), threads=count)
 
 
-def compile(model: Model, out: str | os.PathLike[str], *, threads: int | None = None, tune: bool = True) -> Path:
+def compile(
+    model: Model,
+    out: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    tune: bool = True,
+    exact: bool = False,
+) -> Path:
     """Write ``model`` as a compiled plan to ``out`` and return its path.
 
-    A plan holds the steps with their weights packed by nonzeros; it is memory-mapped when loaded, and what depends on
-    the machine is decided there. Raises what :func:`load` raises.
+    A plan stands alone, its size goes by the nonzeros, and it loads on any machine: packing happens there. Large
+    embedding tables are rounded to 16-bit integers unless ``exact``. The model is also built once here, which shows
+    what the engine runs and, with ``tune``, leaves the measured formats in this machine's cache for later loads.
+
+    Raises what :func:`load` raises.
     """
     count = _threads(threads)
     source = identify(model)
     if source.kind == "plan":
         raise ModelFormatError(f"{source.name} is a compiled plan already; give the model it was made from, or copy it")
-    program = _program(source)
+    program, _ = _ready(source, threads=count, tune=tune)
     program.steps = [_embedded(step) if isinstance(step, OrtSegment) else step for step in program.steps]
     from espalier import compiler
 
-    path = Path(os.fspath(out))
-    compiler.save_plan(program, path, threads=count, tune=tune)
-    return path
+    return compiler.save_plan(program, Path(os.fspath(out)), exact=exact)
 
 
 class Session:
@@ -83,7 +91,7 @@ class Session:
     def __init__(
         self,
         program: Program,
-        steps: list[NativeStep | OrtStep],
+        steps: list[AnyStep],
         *,
         name: str,
         threads: int,
@@ -244,24 +252,23 @@ def _threads(threads: int | None) -> int:
 
 def _program(source: Source) -> Program:
     """Import, lift and cut the model."""
-    if source.kind == "plan":
+    model = source.model
+    if source.kind == "plan" and isinstance(model, Path):
         from espalier import compiler
 
-        plan: Program = compiler.read_plan(source.model)
-        return plan
+        return compiler.read_plan(model)
     from espalier import passes
 
-    if source.kind == "hf":
+    if source.kind == "hf" and isinstance(model, Path):
         from espalier import hf
 
-        graph: Graph = passes.run(hf.read(source.model))
+        graph = passes.run(hf.read(model))
         return Program.of(graph, cut.partition(graph))
     from espalier import onnx
 
     try:
-        model = source.model
-        lifted = passes.run(_read_bytes(model) if isinstance(model, bytes) else onnx.read(model))
-        return Program.of(lifted, cut.partition(lifted, model))
+        graph = passes.run(_read_bytes(model) if isinstance(model, bytes) else onnx.read(model))
+        return Program.of(graph, cut.partition(graph, model))
     except (ModelFormatError, UnsupportedModelError, GraphError) as error:
         return _unread(source, error)
 
@@ -296,17 +303,22 @@ def _unread(source: Source, error: ModelError | GraphError) -> Program:
     return Program(source.name, inputs, outputs, {}, [segment])
 
 
-def _open(source: Source, program: Program, *, threads: int, tune: bool) -> Session:
-    original = source.model if source.kind == "onnx" else None
+def _ready(source: Source, *, threads: int, tune: bool) -> tuple[Program, list[AnyStep]]:
+    """The program and its steps, ready to run; the whole model in ONNX Runtime where the engine refuses a part."""
+    program = _program(source)
     try:
-        steps = prepare(program.steps, threads=threads, tune=tune)
+        return program, prepare(program.steps, threads=threads, tune=tune)
     except (UnsupportedModelError, ModelFormatError, GraphError) as error:
-        if original is None or not any(isinstance(step, cut.NativeSegment) for step in program.steps):
+        if source.kind != "onnx" or not any(isinstance(step, cut.NativeSegment) for step in program.steps):
             raise
         program = _unread(source, error)
-        steps = prepare(program.steps, threads=threads, tune=tune)
+        return program, prepare(program.steps, threads=threads, tune=tune)
+
+
+def _open(source: Source, program: Program, steps: list[AnyStep], *, threads: int) -> Session:
     # The steps hold what they need; the weights they were made from must not stay in memory beside them.
     ends = replace(program, steps=[])
+    original = source.model if source.kind == "onnx" else None
     return Session(ends, steps, name=source.name, threads=threads, original=original)
 
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from espalier import hf
-from espalier.errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
+from espalier.errors import ModelError, ModelFormatError, ModelNotFoundError, UnsupportedModelError
 from espalier.ir import reference
 
 Edit = Callable[..., None]
@@ -190,6 +192,50 @@ def test_a_configuration_that_is_no_json_object(text: bytes, folder: Path) -> No
     (folder / "config.json").write_bytes(text)
     with pytest.raises(ModelFormatError, match=r"config\.json"):
         hf.read(folder)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+KEYS = ["model_type", "architectures", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+        "intermediate_size", "hidden_act", "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "id2label",
+        "position_embedding_type", "is_decoder", "quantization_config", "tie_word_embeddings"]  # fmt: skip
+
+
+def assert_read_or_refused(folder: Path) -> None:
+    """Either a graph comes out, or a ModelError that names the folder."""
+    try:
+        found = hf.read(folder).outputs
+    except ModelError as error:
+        found = [str(error)] if str(folder) in str(error) else []
+    assert found
+
+
+ONE_FOLDER = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@ONE_FOLDER
+@given(changes=st.dictionaries(st.sampled_from(KEYS), JSON, min_size=1, max_size=3))
+def test_any_value_of_a_setting_is_read_or_refused(changes: dict[str, Any], folder: Path, bert_folder: Path) -> None:
+    values = json.loads((bert_folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | changes))
+    assert_read_or_refused(folder)
+
+
+@ONE_FOLDER
+@given(data=st.data())
+def test_damaged_weights_are_read_or_refused(data: st.DataObject, folder: Path, bert_folder: Path) -> None:
+    blob = bytearray((bert_folder / "model.safetensors").read_bytes())
+    header = 8 + int.from_bytes(blob[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        blob[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.none() | st.integers(0, len(blob)))
+    # A new file every time: the graph of the last one may still map the old.
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").write_bytes(blob[:cut])
+    assert_read_or_refused(folder)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -198,6 +198,46 @@ def test_nan_is_a_value_like_any_other() -> None:
     assert np.isnan(y).all()
 
 
+def test_a_plan_gives_the_same_answers(
+    tmp_path: Path, tiny: Graph, mixed: Graph, onnx_bytes: Callable[[Graph], bytes], make_feeds: Callable[..., Any]
+) -> None:
+    for graph in (tiny, mixed):
+        data = onnx_bytes(graph)
+        plan = espalier.compile(data, tmp_path / "model.plan", threads=1, tune=False)
+        before, after = espalier.load(data, threads=1, tune=False), espalier.load(plan, threads=1, tune=False)
+        assert [step.where for step in after.report().steps] == [step.where for step in before.report().steps]
+        assert after.get_inputs() == before.get_inputs()
+        assert after.get_outputs() == before.get_outputs()
+        given_feeds = make_feeds(graph.inputs, [6, 3])
+        if graph is mixed:
+            # Without padding, which a plan cannot tell from a token here.
+            given_feeds = make_feeds(graph.inputs, [6, 6])
+        for got, want in zip(after.run(None, given_feeds), before.run(None, given_feeds), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plan_of_a_foreign_model_stands_alone(tmp_path: Path) -> None:
+    source = tmp_path / "model.onnx"
+    source.write_bytes(small().SerializeToString())
+    plan = espalier.compile(source, tmp_path / "model.espalier", threads=1)
+    source.unlink()
+    session = espalier.load(plan, threads=1)
+    np.testing.assert_array_equal(session.run(None, feeds())[0], [[10, 10, 11, 12]])
+    assert session.get_inputs()[0].type == "tensor(float)"
+
+
+def test_damaged_plans(tmp_path: Path, tiny: Graph, onnx_bytes: Callable[[Graph], bytes]) -> None:
+    plan = espalier.compile(onnx_bytes(tiny), tmp_path / "model.espalier", threads=1, tune=False)
+    data = plan.read_bytes()
+    for place in (*range(100), *range(100, len(data), len(data) // 100)):
+        plan.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(EspalierError):
+            espalier.load(plan, threads=1, tune=False)
+        plan.write_bytes(data[:place])
+        with pytest.raises(EspalierError):
+            espalier.load(plan, threads=1, tune=False)
+
+
 BASE = small().SerializeToString()
 
 
@@ -263,9 +303,10 @@ def test_a_segment_the_engine_refuses_goes_to_onnxruntime(
 
     monkeypatch.setattr(steps, "_build", refuse)
     data = onnx_bytes(tiny)
-    program = Program.of(tiny, partition(tiny, data))
-    session = module._open(Source("onnx", data), program, threads=1, tune=False)
+    session = espalier.load(data, threads=1)
     assert session.run(None, {name: np.ones((2, 3), np.int64) for name in tiny.inputs})[1].shape == (2, 3)
     assert "no kernel for this" in session.report().layers[0].why
+    assert len(session.report().steps) == 1
+    monkeypatch.setattr(module, "_program", lambda _source: Program.of(tiny, partition(tiny)))
     with pytest.raises(UnsupportedModelError, match="no kernel"):
-        module._open(Source("hf", Path("folder")), program, threads=1, tune=False)
+        module._ready(Source("hf", Path("folder")), threads=1, tune=False)

@@ -13,9 +13,10 @@ import pytest
 import espalier
 from espalier import session as module
 from espalier._session.source import Source
+from espalier._session.steps import prepare
 from espalier.errors import EspalierError, InputError, InputNameError, InputShapeError, InputTypeError
 from espalier.ir import Graph
-from espalier.passes.partition import NativeSegment, OrtSegment, Program, partition
+from espalier.passes.partition import NativeSegment, OrtSegment, Program, Step, partition
 
 pytest.importorskip("onnxruntime")
 
@@ -27,8 +28,12 @@ Write = Callable[[Graph], bytes]
 
 def open_graph(graph: Graph, original: bytes | None = None) -> espalier.Session:
     """A session over a graph that is lifted already."""
+    return open_steps(graph, partition(graph, original), original)
+
+
+def open_steps(graph: Graph, steps: list[Step], original: bytes | None = None) -> espalier.Session:
     source = Source("onnx" if original else "hf", original or Path(graph.name))
-    return module._open(source, Program.of(graph, partition(graph, original)), threads=1, tune=False)
+    return module._open(source, Program.of(graph, steps), prepare(steps, threads=1, tune=False), threads=1)
 
 
 def peer(data: bytes, feeds: Feeds) -> list[Any]:
@@ -85,7 +90,7 @@ def test_outputs_by_name_and_in_any_order(tiny: Graph, make_feeds: MakeFeeds) ->
 
 def test_describes_itself_as_onnxruntime_does(tiny: Graph, onnx_bytes: Write) -> None:
     data = onnx_bytes(tiny)
-    whole = module._open(Source("onnx", data), Program.of(tiny, [_whole(tiny, data)]), threads=1, tune=False)
+    whole = open_steps(tiny, [_whole(tiny, data)], data)
     native = open_graph(tiny, data)
     assert native.get_inputs() == whole.get_inputs()
     assert native.get_outputs() == whole.get_outputs()
@@ -104,7 +109,7 @@ def test_eight_threads_give_the_same_bits(
     graph = mixed if kind == "mixed" else tiny
     data = onnx_bytes(graph)
     steps = [_whole(graph, data)] if kind == "whole" else partition(graph, data)
-    session = module._open(Source("onnx", data), Program.of(graph, steps), threads=1, tune=False)
+    session = open_steps(graph, steps, data)
     inputs = [make_feeds(graph.inputs, [1 + (seed * 5) % 16, 1 + (seed * 3) % 16], seed=seed) for seed in range(16)]
     expected = [session.run(None, feeds) for feeds in inputs]
     with ThreadPoolExecutor(8) as pool:

@@ -39,17 +39,20 @@ inline V exp_nonpositive(V x) {
   return select_lt(x, low, V::zero(), p * pow2(n));
 }
 
-// erf(x), absolute error below 3e-7; NaN stays NaN. On |x| < 4 x times a degree-16 polynomial in x^2 / 8 - 1,
-// interpolated at Chebyshev nodes; beyond, erf is +-1 to single precision.
-inline V erf(V x) {
-  const V z = min(V::splat(4.0f), max(V::splat(-4.0f), x));
-  const V s = fma(z * z, V::splat(0.125f), V::splat(-1.0f));
+// erf(z) / z for |z| <= 4, as a degree-16 polynomial in s = z^2 / 8 - 1 interpolated at Chebyshev nodes.
+inline V erf_over_x(V s) {
   constexpr float c[] = {3.535309964e-01f,  -1.765761719e-01f, 1.316750015e-01f,  -1.077133612e-01f, 9.021204267e-02f,  -7.468753070e-02f,
                          5.985599358e-02f,  -4.601432136e-02f, 3.321700110e-02f,  -2.166253226e-02f, 1.390814621e-02f,  -1.008590697e-02f,
                          5.577363688e-03f,  -1.076942104e-03f, 6.166107098e-04f,  -1.372815090e-03f, 5.964250754e-04f};
   V p = V::splat(c[16]);
   for (int i = 15; i >= 0; --i) p = fma(p, s, V::splat(c[i]));
-  return min(V::splat(1.0f), max(V::splat(-1.0f), z * p));
+  return p;
+}
+
+// erf(x), absolute error below 3e-7; NaN stays NaN. Beyond |x| = 4 it is +-1 to single precision.
+inline V erf(V x) {
+  const V z = min(V::splat(4.0f), max(V::splat(-4.0f), x));
+  return min(V::splat(1.0f), max(V::splat(-1.0f), z * erf_over_x(fma(z * z, V::splat(0.125f), V::splat(-1.0f)))));
 }
 
 inline V sigmoid(V x) { return V::splat(1.0f) / (V::splat(1.0f) + exp(V::zero() - x)); }
@@ -66,7 +69,15 @@ inline V tanh(V x) {
   return select_lt(abs(x), V::splat(0.25f), near, far);
 }
 
-inline V gelu(V x) { return V::splat(0.5f) * x * (V::splat(1.0f) + erf(x * V::splat(0.70710678118654752f))); }
+// The same polynomial as erf, with the factor 1 / sqrt 2 moved into its constants.
+inline V gelu(V x) {
+  const V edge = V::splat(5.656854249f);
+  const V z = min(edge, max(V::zero() - edge, x));
+  const V s = fma(z * z, V::splat(0.0625f), V::splat(-1.0f));
+  const V e = min(V::splat(1.0f), max(V::splat(-1.0f), z * V::splat(0.70710678118654752f) * erf_over_x(s)));
+  const V half = V::splat(0.5f) * x;
+  return fma(half, e, half);
+}
 
 inline V gelu_tanh(V x) {
   const V inner = V::splat(0.79788456080286536f) * fma(V::splat(0.044715f) * x * x, x, x);

@@ -26,21 +26,20 @@ inline void unstructured_row(const PackedWeight& w, int c, int row, const float*
   const float* value = w.values + starts[row];
   const std::uint16_t* offset = w.offsets + starts[row];
   const int n = static_cast<int>(starts[row + 1] - starts[row]);
-  const char* base = reinterpret_cast<const char*>(x);
   V a[R], b[R];
   start_row<R>(a, c == 0, y, e, row);
   UNROLL for (int r = 0; r < R; ++r) b[r] = V::zero();
   int i = 0;
   for (; i + 2 <= n; i += 2) {
     const V w0 = V::broadcast(value + i), w1 = V::broadcast(value + i + 1);
-    const float* x0 = reinterpret_cast<const float*>(base + offset[i]);
-    const float* x1 = reinterpret_cast<const float*>(base + offset[i + 1]);
+    const float* x0 = x + offset[i];
+    const float* x1 = x + offset[i + 1];
     UNROLL for (int r = 0; r < R; ++r) a[r] = fma(w0, V::load(x0 + r * V::lanes), a[r]);
     UNROLL for (int r = 0; r < R; ++r) b[r] = fma(w1, V::load(x1 + r * V::lanes), b[r]);
   }
   if (i < n) {
     const V w0 = V::broadcast(value + i);
-    const float* x0 = reinterpret_cast<const float*>(base + offset[i]);
+    const float* x0 = x + offset[i];
     UNROLL for (int r = 0; r < R; ++r) a[r] = fma(w0, V::load(x0 + r * V::lanes), a[r]);
   }
   UNROLL for (int r = 0; r < R; ++r) a[r] = a[r] + b[r];
@@ -53,11 +52,10 @@ inline void block4x1_rows(const PackedWeight& w, int c, int row, const float* x,
   const float* value = w.values + static_cast<long>(starts[0]) * kRowBlock;
   const std::uint16_t* offset = w.offsets + starts[0];
   const int n = static_cast<int>(starts[1] - starts[0]);
-  const char* base = reinterpret_cast<const char*>(x);
   V acc[kRowBlock][R];
   UNROLL for (int q = 0; q < kRowBlock; ++q) start_row<R>(acc[q], c == 0, y, e, row + q);
   for (int i = 0; i < n; ++i, value += kRowBlock) {
-    const float* xi = reinterpret_cast<const float*>(base + offset[i]);
+    const float* xi = x + offset[i];
     V lane[R];
     UNROLL for (int r = 0; r < R; ++r) lane[r] = V::load(xi + r * V::lanes);
     UNROLL for (int q = 0; q < kRowBlock; ++q) {

@@ -1,26 +1,38 @@
 // Reductions over features. The token is the lane, so sums are vertical and need no shuffles.
 
-void layer_norm_panel(const float* x, float* y, int features, int groups, const float* gamma, const float* beta, float epsilon) {
+template <int R>
+void layer_norm_groups(const float* x, float* y, int features, const float* gamma, const float* beta, float epsilon) {
   const V inverse = V::splat(1.0f / static_cast<float>(features));
-  for (int g = 0; g < groups; ++g) {
-    const float* xg = x + g * V::lanes;
-    float* yg = y + g * V::lanes;
-    V sum[2] = {V::zero(), V::zero()};
-    for (int i = 0; i < features; ++i) sum[i & 1] = sum[i & 1] + V::load(xg + static_cast<long>(i) * NB);
-    const V mean = (sum[0] + sum[1]) * inverse;
-    // Two passes: the one-pass formula E[x^2] - E[x]^2 cancels when the mean is large.
-    V square[2] = {V::zero(), V::zero()};
-    for (int i = 0; i < features; ++i) {
-      const V d = V::load(xg + static_cast<long>(i) * NB) - mean;
-      square[i & 1] = fma(d, d, square[i & 1]);
-    }
-    const V factor = V::splat(1.0f) / sqrt(fma(square[0] + square[1], inverse, V::splat(epsilon)));
-    for (int i = 0; i < features; ++i) {
-      const V d = (V::load(xg + static_cast<long>(i) * NB) - mean) * factor;
-      const V shift = beta == nullptr ? V::zero() : V::broadcast(beta + i);
-      fma(d, V::broadcast(gamma + i), shift).store(yg + static_cast<long>(i) * NB);
+  V sum[R], square[R];
+  UNROLL for (int r = 0; r < R; ++r) sum[r] = square[r] = V::zero();
+  for (int i = 0; i < features; ++i) {
+    UNROLL for (int r = 0; r < R; ++r) sum[r] = sum[r] + V::load(x + static_cast<long>(i) * NB + r * V::lanes);
+  }
+  V mean[R];
+  UNROLL for (int r = 0; r < R; ++r) mean[r] = sum[r] * inverse;
+  // Two passes: the one-pass formula E[x^2] - E[x]^2 cancels when the mean is large.
+  for (int i = 0; i < features; ++i) {
+    UNROLL for (int r = 0; r < R; ++r) {
+      const V d = V::load(x + static_cast<long>(i) * NB + r * V::lanes) - mean[r];
+      square[r] = fma(d, d, square[r]);
     }
   }
+  V factor[R];
+  UNROLL for (int r = 0; r < R; ++r) factor[r] = V::splat(1.0f) / sqrt(fma(square[r], inverse, V::splat(epsilon)));
+  for (int i = 0; i < features; ++i) {
+    const V scale = V::broadcast(gamma + i);
+    const V shift = beta == nullptr ? V::zero() : V::broadcast(beta + i);
+    UNROLL for (int r = 0; r < R; ++r) {
+      const V d = (V::load(x + static_cast<long>(i) * NB + r * V::lanes) - mean[r]) * factor[r];
+      fma(d, scale, shift).store(y + static_cast<long>(i) * NB + r * V::lanes);
+    }
+  }
+}
+
+template <int R = MAX_GROUPS>
+void layer_norm_panel(const float* x, float* y, int features, int groups, const float* gamma, const float* beta, float epsilon) {
+  if (groups == R) return layer_norm_groups<R>(x, y, features, gamma, beta, epsilon);
+  if constexpr (R > 1) layer_norm_panel<R - 1>(x, y, features, groups, gamma, beta, epsilon);
 }
 
 void softmax_panel(const float* x, float* y, int features, int groups) {

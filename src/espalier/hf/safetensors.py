@@ -48,21 +48,20 @@ class StoredTensor:
 
         Raises ModelFormatError when the element type is not a float.
         """
-        if self.dtype == "F32":
-            aligned = self.raw if self.raw.ctypes.data % 4 == 0 else self.raw.copy()
-            return aligned.view("<f4").reshape(self.shape)
+        if self.dtype not in FLOATS:
+            raise ModelFormatError(
+                f"{self.file}: tensor {self.name!r} must be of a float type ({', '.join(FLOATS)}), got {self.dtype}; "
+                "quantised checkpoints are not readable here, save the model in float32 or float16"
+            )
+        aligned = self.raw if self.raw.ctypes.data % _SIZES[self.dtype] == 0 else self.raw.copy()
         if self.dtype == "BF16":
             # bfloat16 is the upper half of a float32.
-            wide = self.raw.copy().view("<u2").astype(np.uint32) << np.uint32(16)
+            wide = aligned.view("<u2").astype(np.uint32)
+            wide <<= np.uint32(16)
             return wide.view(np.float32).reshape(self.shape)
-        if self.dtype in ("F16", "F64"):
-            wide_type = "<f2" if self.dtype == "F16" else "<f8"
-            with np.errstate(over="ignore"):
-                return self.raw.copy().view(wide_type).astype(np.float32).reshape(self.shape)
-        raise ModelFormatError(
-            f"{self.file}: tensor {self.name!r} must be of a float type ({', '.join(FLOATS)}), got {self.dtype}; "
-            "quantised checkpoints are not readable here, save the model in float32 or float16"
-        )
+        stored = aligned.view({"F32": "<f4", "F16": "<f2", "F64": "<f8"}[self.dtype])
+        with np.errstate(over="ignore"):
+            return stored.astype(np.float32, copy=False).reshape(self.shape)
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -91,11 +90,11 @@ def parse_json(text: bytes, what: str) -> dict[str, Any]:
     """A JSON object with distinct keys. Raises ModelFormatError starting with ``what`` otherwise."""
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"the key {twice!r} stands there twice")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise ValueError(f"the key {name!r} stands there twice")
+            found[name] = value
         return found
 
     try:

@@ -32,14 +32,13 @@ def verify(graph: Graph) -> None:
             if name and name not in defined:
                 reason = "made later; nodes must be in topological order" if name in made else "never made"
                 raise GraphError(f"{where} reads {name!r}, which is {reason}")
-        undefined = made - defined
+        if not node.is_native:
+            _check_foreign(node, where, made, defined)
         for out in node.outputs:
             if out:
                 _define(defined, out, f"output of {where}")
         if node.is_native:
             _check_native(graph, node, where)
-        else:
-            _check_foreign(node, where, undefined)
     for name in graph.outputs:
         if name not in defined:
             raise GraphError(f"graph output {name!r} is never made; expected an input, a constant or a node output")
@@ -97,10 +96,10 @@ def _check_native(graph: Graph, node: Node, where: str) -> None:
         raise GraphError(f"{where}: output {out!r} is declared {declared}, but its operands make it {inferred}")
 
 
-def _check_foreign(node: Node, where: str, undefined: set[str]) -> None:
+def _check_foreign(node: Node, where: str, made: set[str], defined: set[str]) -> None:
     if node.proto is None:
         raise GraphError(f"{where} of domain {node.domain!r} has no ONNX node to run; expected Node.proto")
     # Names that subgraphs define for themselves cannot clash with the graph's: ONNX forbids shadowing.
-    late = undefined.intersection(node_reads(node))
-    if late:
-        raise GraphError(f"{where} captures {min(late)!r}, which is made later; nodes must be in topological order")
+    for name in node_reads(node):
+        if name in made and name not in defined:
+            raise GraphError(f"{where} captures {name!r}, which is made later; nodes must be in topological order")

@@ -170,7 +170,9 @@ def _dense(sparse: Any, folders: list[Path], maps: dict[Path, Any]) -> np.ndarra
     """A sparse initializer as the dense tensor that it stands for."""
     name = sparse.values.name
     values = tensors.from_proto(sparse.values, folders, maps)
-    indices = tensors.from_proto(sparse.indices, folders, maps).astype(np.int64)
+    indices = tensors.from_proto(sparse.indices, folders, maps)
+    if indices.dtype != np.int64:
+        raise ModelFormatError(f"sparse initializer {name!r} has indices of type {indices.dtype}; expected int64")
     dims = list(sparse.dims)
     count = tensors.count_of(name, dims)
     # A tiny file may claim a huge dense tensor; no real model is this sparse.
@@ -226,20 +228,20 @@ def _graph(model: Any, constants: dict[str, np.ndarray]) -> Graph:
 
 def _types(model: Any) -> dict[str, TensorType]:
     """Declared and inferred types by value name. Unnamed extents become ``?<number>``."""
-    import onnx
+    import onnx.shape_inference
 
     graph = model.graph
     try:
         # Large initializers have no data here; inference reads only their type and shape.
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except (RuntimeError, ValueError, TypeError):
-        # ShapeInferenceError derives from RuntimeError. The declared types are all there is then.
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError, TypeError):
+        # The declared types are all there is then.
         inferred = graph
     types: dict[str, TensorType] = {}
     unknown = 0
     for value in [*inferred.value_info, *graph.value_info, *inferred.output, *graph.output, *graph.input]:
         found, unknown = _type(value.type, unknown)
-        if found is not None:
+        if found is not None and (found.shape is not None or value.name not in types):
             types[value.name] = found
     return types
 

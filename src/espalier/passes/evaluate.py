@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from espalier.errors import ModelError
 from espalier.ir.graph import Node
 
 Array = np.ndarray
@@ -34,13 +35,19 @@ def attributes(node: Node) -> dict[str, Any]:
 
 
 def attribute_values(proto: Any) -> dict[str, Any]:
+    """Attributes of a NodeProto as Python values. What cannot be decoded stays an AttributeProto."""
     import onnx
+
+    from espalier.onnx.tensors import from_proto
 
     values: dict[str, Any] = {}
     for attribute in proto.attribute:
         kind = attribute.type
         if kind == onnx.AttributeProto.TENSOR:
-            values[attribute.name] = onnx.numpy_helper.to_array(attribute.t)
+            try:
+                values[attribute.name] = from_proto(attribute.t, (), {})
+            except ModelError:
+                values[attribute.name] = attribute
         elif kind == onnx.AttributeProto.STRING:
             values[attribute.name] = attribute.s.decode(errors="replace")
         elif kind in (onnx.AttributeProto.INT, onnx.AttributeProto.FLOAT):
@@ -226,6 +233,8 @@ def _constant_of_shape(i: list[Maybe], a: Attrs, opset: int) -> Array:
     if math.prod(dims) > 1 << 24:
         raise CannotEvaluate("ConstantOfShape is too big")
     value = a.get("value", np.zeros(1, np.float32))
+    if not isinstance(value, np.ndarray) or value.size != 1:
+        raise CannotEvaluate("ConstantOfShape of an odd value")
     return np.full(dims, value.ravel()[0], value.dtype)
 
 

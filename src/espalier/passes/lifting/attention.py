@@ -79,6 +79,8 @@ def _mix(lift: Lifter, probs: Scores, v: View, name: str) -> Value | None:
 
 def emit(lift: Lifter, probs: Scores, v: View, name: str) -> View | None:
     """The native node for complete probabilities; the result has the axes of ``v``."""
+    if probs.key_mask in lift.graph.inputs:
+        lift.same_extents(probs.key_mask, probs.q)
     bias = probs.bias[0] if probs.bias else ""
     if len(probs.bias) > 1:
         for other in probs.bias[1:]:

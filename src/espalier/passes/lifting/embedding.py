@@ -80,10 +80,11 @@ def token_source(lift: Lifter, tokens: Expr | None) -> View | None:
         if isinstance(value, View) and value.base.integer and (tokens is None or value.base.tokens == tokens):
             found.append(value)
     embedded = {n.inputs[1] for n in lift.nodes if n.op == "Embedding" and n.is_native}
-    # A value of unknown extent can only be of the model's one token extent.
     if not found and tokens is not None and tokens.number is None:
+        # Extents without a name: adding the result to the tokens settles whether they are the same.
+        known = {str(d) for name in lift.graph.inputs for d in lift.graph.types[name].shape or ()}
         everything = [v for v in map(lift.get, lift.graph.inputs) if isinstance(v, View) and v.base.integer]
-        if len({v.base.tokens for v in everything}) == 1:
+        if len({v.base.tokens for v in everything}) == 1 or not tokens.symbols() <= known:
             found = everything
     return next((v for v in found if v.base.name in embedded), found[0] if found else None)
 

@@ -223,6 +223,8 @@ def reduce_prod(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Va
 def constant_of_shape(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
     dims = lift.ints(inputs[0])
     fill = attrs.get("value", np.zeros(1, np.float32))
+    if not isinstance(fill, np.ndarray) or fill.size != 1:
+        return None
     if dims is None or fill.dtype.name not in INTEGERS or len(dims) > 1 or (dims and dims[0] > MANY):
         return None
     count = dims[0] if dims else 1

@@ -141,6 +141,13 @@ class Lifter:
         numbers = self.ints(value)
         return None if numbers is None else [Expr.of(n) for n in numbers]
 
+    def same_extents(self, mask: str, base: Tensor) -> None:
+        """Note that an input is used as the mask of a tensor, so that its extents are that tensor's."""
+        for dim, size in zip(self.graph.types[mask].shape or (), (base.batch, base.tokens), strict=False):
+            names = size.symbols()
+            if isinstance(dim, str) and len(names) == 1 and size == Expr.of(next(iter(names))):
+                self.equal[dim] = next(iter(names))
+
     # --- making native nodes ---------------------------------------------------------------------------------
 
     def constant(self, stem: str, array: np.ndarray) -> str:
@@ -210,7 +217,7 @@ class Lifter:
         name = self.out.fresh(stem)
         self.out.types[name] = TensorType(dtype, shape)
         proto = onnx.helper.make_node(op, inputs, [name], name=name, **attrs)
-        self.nodes.append(Node(op, list(inputs), [name], domain="", name=name, proto=proto, why="feeds an attention bias"))
+        self.nodes.append(Node(op, list(inputs), [name], domain="", name=name, proto=proto, why="computes an attention mask or bias"))
         return name
 
     # --- the walk ----------------------------------------------------------------------------------------------

@@ -39,5 +39,6 @@ def divide(lift: Lifter, node: Node, left: Value | None, right: Value | None) ->
     if epsilon is None:
         return None
     x = lift.solid(left.x)
+    lift.same_extents(left.mask, x)
     tensor = Tensor("", BF, x.batch, ONE, x.features)
     return lift.emit("MaskedMean", [x.name, left.mask], {"epsilon": epsilon}, tensor, axes=left.axes, name=node.outputs[0])

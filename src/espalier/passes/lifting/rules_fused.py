@@ -14,7 +14,7 @@ from espalier.passes.lifting.axes import BATCH, FEATURE, KEY, TOKEN, Atom, Axes,
 from espalier.passes.lifting.lifter import Lifter, Result, rule
 from espalier.passes.lifting.probe import LOWEST
 from espalier.passes.lifting.rules_math import layer_norm, linear, rows
-from espalier.passes.lifting.values import BSF, SF, Constant, Scores, Tensor, Value, View
+from espalier.passes.lifting.values import BSF, SF, Constant, Lengths, Scores, Tensor, Value, View
 from espalier.passes.symbolic import ONE
 
 
@@ -91,13 +91,42 @@ def onnx_attention(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list
 
 
 def _key_mask(lift: Lifter, scores: Scores, name: str, value: float) -> Scores | None:
-    """The raw ``[B, S]`` mask operand of a fused attention; other forms are left to ONNX Runtime."""
+    """The mask operand of a fused attention: raw ``[B, S]``, or the lengths ``[B]`` of right-padded sequences."""
     mask = lift.get(name)
+    low = max(value, LOWEST)
+    if isinstance(mask, Lengths):
+        return replace(scores, key_mask=_prefix(lift, mask.mask), mask_value=low)
     if not isinstance(mask, View) or not mask.base.integer or mask.axes != mask.base.axes():
         return None
     if mask.base.tokens != scores.k.tokens:
         return None
-    return replace(scores, key_mask=mask.base.name, mask_value=max(value, LOWEST))
+    return replace(scores, key_mask=mask.base.name, mask_value=low)
+
+
+def _prefix(lift: Lifter, mask: str) -> str:
+    """``column < count of ones`` per sequence as int64 ``[B, S]``.
+
+    That is the mask itself for right-padded sequences, and what ONNX Runtime computes for all others.
+    """
+    key = ("prefix", mask)
+    if key not in lift.derived:
+        shape = lift.graph.types[mask].shape or ()
+        whole = lift.foreign("Cast", [mask], mask + ".int64", "int64", shape, to=7)
+        one = lift.constant("one", np.array(1, np.int64))
+        valid = lift.foreign("Equal", [whole, one], mask + ".valid", "bool", shape)
+        bits = lift.foreign("Cast", [valid], mask + ".bits", "int64", shape, to=7)
+        if lift.opset >= 13:
+            axes = lift.constant("axes", np.array([1], np.int64))
+            count = lift.foreign("ReduceSum", [bits, axes], mask + ".count", "int64", (shape[0], 1))
+        else:
+            count = lift.foreign("ReduceSum", [bits], mask + ".count", "int64", (shape[0], 1), axes=[1])
+        extents = lift.foreign("Shape", [mask], mask + ".shape", "int64", (2,))
+        tokens = lift.foreign("Gather", [extents, one], mask + ".tokens", "int64", ())
+        zero = lift.constant("zero", np.array(0, np.int64))
+        columns = lift.foreign("Range", [zero, tokens, one], mask + ".columns", "int64", (shape[1],))
+        inside = lift.foreign("Less", [columns, count], mask + ".inside", "bool", shape)
+        lift.derived[key] = lift.foreign("Cast", [inside], mask + ".prefix", "int64", shape, to=7)
+    return lift.derived[key]
 
 
 def _fused(lift: Lifter, node: Node, parts: list[View], attrs: dict[str, Any], mask: str, bias: str) -> Value | None:
@@ -167,9 +196,10 @@ def ms_multi_head(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[
 def embed_layer_norm(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
     padded = [*inputs, *[None] * 9]
     ids, segments, words, positions, kinds, gamma, beta = padded[:7]
-    if not isinstance(ids, View) or not ids.base.integer or not isinstance(words, Constant) or padded[8] is not None:
+    if not isinstance(ids, View) or not ids.base.integer or not isinstance(words, Constant):
         return None
-    if not isinstance(positions, Constant) or ids.axes != ids.base.axes():
+    offset = lift.prober.positions(node.inputs[8]) if padded[8] is not None else (0, 2)
+    if offset is None or not isinstance(positions, Constant) or ids.axes != ids.base.axes():
         return None
     base, width = ids.base, words.array.shape[1]
     tensor = Tensor("", BSF, base.batch, base.tokens, width)
@@ -180,12 +210,15 @@ def embed_layer_norm(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: li
         other = lift.emit("Embedding", [lift.float32(kinds), segments.base.name], {}, tensor)
         total = lift.emit("Add", [total.base.name, other.base.name], {}, tensor)
     columns = lift.emit(
-        "Positions", [base.name], {"offset": 0}, Tensor("", "1S", ONE, base.tokens, 1, True), integer=True
+        "Positions", [base.name], {"offset": offset[0]}, Tensor("", "1S", ONE, base.tokens, 1, True), integer=True
     )
     places = lift.emit("Embedding", [lift.float32(positions), columns.base.name], {}, Tensor("", SF, ONE, base.tokens, width))
     total = lift.emit("Add", [total.base.name, places.base.name], {}, tensor, name=(node.outputs + ["", "", ""])[2])
     result = layer_norm(lift, total, gamma, beta, float(attrs.get("epsilon", 1e-12)), node.outputs[0])
-    return [result, None, total][: len(node.outputs)]
+    mask = padded[7]
+    plain = isinstance(mask, View) and mask.base.integer and mask.axes == mask.base.axes()
+    lengths = Lengths(mask.base.name) if plain and isinstance(mask, View) else None
+    return [result, lengths, total][: len(node.outputs)]
 
 
 __all__ = ["linear"]

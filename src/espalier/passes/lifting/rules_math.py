@@ -110,6 +110,7 @@ def fused_matmul(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[V
 
 
 @rule("Gemm")
+@rule("FusedGemm", domain="com.microsoft")
 def gemm(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
     x, weight = inputs[0], inputs[1]
     bias = inputs[2] if len(inputs) > 2 else None
@@ -131,7 +132,11 @@ def gemm(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | N
         )
         if view.scale != 1.0:
             view = View(lift.solid(view), view.axes)
-    return linear(lift, view, weight, transposed, name, node.outputs[0], alpha)
+    if node.op == "Gemm":
+        return linear(lift, view, weight, transposed, name, node.outputs[0], alpha)
+    kind = ACTIVATIONS.get(attrs.get("activation", ""))
+    found = linear(lift, view, weight, transposed, name, "", alpha) if kind else None
+    return regions.activate(lift, found, kind, node.outputs[0]) if kind else None
 
 
 def _with_bias(lift: Lifter, x: View, bias: Constant, name: str) -> View | None:

@@ -94,6 +94,13 @@ class OneHot(Value):
 
 
 @dataclass
+class Lengths(Value):
+    """Valid tokens per sequence ``[B]``: how many entries of an input ``[B, S]`` are 1."""
+
+    mask: str
+
+
+@dataclass
 class Scores(Value):
     """``scale * q k^T`` plus masks, with axes of atoms B, F (the head), S (query) and K (key)."""
 
