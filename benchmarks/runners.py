@@ -63,8 +63,9 @@ class OnnxRuntime(Runner):
 class Espalier(Runner):
     def prepare(self) -> str:
         import espalier
+        import espalier.session  # imported on first use otherwise, which would count as loading
 
-        return str(getattr(espalier, "__version__", "unknown"))
+        return espalier.__version__
 
     def load(self, model: str, shape: tuple[int, int] | None, threads: int, options: dict[str, Any]) -> None:
         import espalier

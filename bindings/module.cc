@@ -51,13 +51,27 @@ struct Named {
   T value;
 };
 
-constexpr Named<WeightFormat> kFormats[] = {{"dense", WeightFormat::dense}, {"unstructured", WeightFormat::unstructured}, {"4x1", WeightFormat::block4x1}};
-constexpr Named<Binary> kBinaries[] = {{"add", Binary::add}, {"sub", Binary::sub}, {"mul", Binary::mul}, {"div", Binary::div}};
+constexpr Named<WeightFormat> kFormats[] = {
+    {"dense", WeightFormat::dense}, {"unstructured", WeightFormat::unstructured}, {"4x1", WeightFormat::block4x1}};
+constexpr Named<Binary> kBinaries[] = {
+    {"add", Binary::add}, {"sub", Binary::sub}, {"mul", Binary::mul}, {"div", Binary::div}};
 constexpr Named<Domain> kDomains[] = {{"token", Domain::token}, {"sequence", Domain::sequence}};
-constexpr Named<Unary> kUnaries[] = {
-    {"identity", Unary::identity}, {"gelu", Unary::gelu}, {"gelu_tanh", Unary::gelu_tanh}, {"relu", Unary::relu},   {"tanh", Unary::tanh},
-    {"sigmoid", Unary::sigmoid},   {"silu", Unary::silu}, {"quick_gelu", Unary::quick_gelu}, {"erf", Unary::erf},   {"exp", Unary::exp},
-    {"sqrt", Unary::sqrt},         {"abs", Unary::abs},   {"neg", Unary::neg},               {"reciprocal", Unary::reciprocal}};
+constexpr Named<Unary> kUnaries[] = {{"identity", Unary::identity},
+                                     {"gelu", Unary::gelu},
+                                     {"gelu_tanh", Unary::gelu_tanh},
+                                     {"relu", Unary::relu},
+                                     {"tanh", Unary::tanh},
+                                     {"sigmoid", Unary::sigmoid},
+                                     {"silu", Unary::silu},
+                                     {"quick_gelu", Unary::quick_gelu},
+                                     {"erf", Unary::erf},
+                                     {"exp", Unary::exp},
+                                     {"sqrt", Unary::sqrt},
+                                     {"abs", Unary::abs},
+                                     {"neg", Unary::neg},
+                                     {"reciprocal", Unary::reciprocal},
+                                     {"elu", Unary::elu},
+                                     {"softplus", Unary::softplus}};
 
 template <class T, std::size_t N>
 T parse(const Named<T> (&table)[N], const std::string& name, const char* what) {
@@ -90,12 +104,14 @@ int narrow(std::size_t n, const char* what) {
 }
 
 SparseMatrix compress(const Array<float, nb::ndim<2>>& dense) {
-  const DenseView view{dense.data(), narrow(dense.shape(0), "a weight"), narrow(dense.shape(1), "a weight"), dense.stride(0), dense.stride(1)};
+  const DenseView view{dense.data(), narrow(dense.shape(0), "a weight"), narrow(dense.shape(1), "a weight"),
+                       dense.stride(0), dense.stride(1)};
   const nb::gil_scoped_release release;
   return espalier::compress(view);
 }
 
-SparseMatrix from_parts(int rows, int columns, const Vector<std::uint32_t>& starts, const Vector<std::uint16_t>& indices, const Vector<float>& values) {
+SparseMatrix from_parts(int rows, int columns, const Vector<std::uint32_t>& starts,
+                        const Vector<std::uint16_t>& indices, const Vector<float>& values) {
   SparseMatrix m;
   m.rows = rows;
   m.columns = columns;
@@ -111,8 +127,9 @@ SparseMatrix from_parts(int rows, int columns, const Vector<std::uint32_t>& star
   return m;
 }
 
-SparseMatrix decode(int rows, int columns, const Vector<std::uint32_t>& counts, const Vector<std::uint8_t>& gaps, const Vector<std::uint16_t>& low,
-                    const Vector<std::uint8_t>& middle, const Vector<std::uint8_t>& top) {
+SparseMatrix decode(int rows, int columns, const Vector<std::uint32_t>& counts, const Vector<std::uint8_t>& gaps,
+                    const Vector<std::uint16_t>& low, const Vector<std::uint8_t>& middle,
+                    const Vector<std::uint8_t>& top) {
   const auto span = [](const auto& a) { return std::span(a.data(), a.shape(0)); };
   const espalier::EncodedMatrix encoded{rows, columns, span(counts), span(gaps), span(low), span(middle), span(top)};
   const nb::gil_scoped_release release;
@@ -134,17 +151,21 @@ struct Holder {
 
 const float* vector_or_null(const std::optional<Vector<float>>& array, int expected, const char* what) {
   if (!array) return nullptr;
-  if (array->shape(0) != static_cast<std::size_t>(expected)) fail(std::string(what) + " has " + std::to_string(array->shape(0)) + " entries, expected " + std::to_string(expected));
+  if (array->shape(0) != static_cast<std::size_t>(expected))
+    fail(std::string(what) + " has " + std::to_string(array->shape(0)) + " entries, expected " +
+         std::to_string(expected));
   return array->data();
 }
 
 int features_of(const Holder& h, int value) {
-  if (value < 0 || value >= static_cast<int>(h.program.values().size())) fail("an operation reads a value that does not exist");
+  if (value < 0 || value >= static_cast<int>(h.program.values().size()))
+    fail("an operation reads a value that does not exist");
   return h.program.values()[static_cast<std::size_t>(value)].features;
 }
 
 // tables: (array, scales or None, index input); array is float32, or int16 with a scale per row.
-int add_embed(Holder& h, std::string name, const std::vector<std::tuple<nb::object, std::optional<Vector<float>>, int>>& tables) {
+int add_embed(Holder& h, std::string name,
+              const std::vector<std::tuple<nb::object, std::optional<Vector<float>>, int>>& tables) {
   std::vector<Table> parsed;
   int features = 0;
   for (const auto& [object, scales, index_input] : tables) {
@@ -172,17 +193,21 @@ int add_embed(Holder& h, std::string name, const std::vector<std::tuple<nb::obje
   return h.program.add_embed(std::move(name), features, std::move(parsed));
 }
 
-int add_linear(Holder& h, std::string name, int x, Weight& weight, const std::optional<Vector<float>>& bias, int residual, const std::string& act) {
+int add_linear(Holder& h, std::string name, int x, Weight& weight, const std::optional<Vector<float>>& bias,
+               int residual, const std::string& act) {
   const float* b = vector_or_null(bias, weight.packed().rows, "a bias");
   return h.program.add_linear(std::move(name), x, std::move(weight), b, residual, parse(kUnaries, act, "activation"));
 }
 
-void run(Holder& h, const Vector<std::int32_t>& lengths, const Vector<std::int32_t>& rows, const Vector<std::int32_t>& starts, int columns,
-         const std::vector<Vector<std::int32_t>>& indices, const std::vector<Matrix<float>>& floats,
-         const std::vector<Array<float, nb::ndim<4>, nb::c_contig>>& biases, const std::optional<Vector<float>>& key_bias,
-         const std::optional<Vector<float>>& token_weights, const std::vector<Output>& outputs) {
+void run(Holder& h, const Vector<std::int32_t>& lengths, const Vector<std::int32_t>& rows,
+         const Vector<std::int32_t>& starts, int columns, const std::vector<Vector<std::int32_t>>& indices,
+         const std::vector<Matrix<float>>& floats, const std::vector<Array<float, nb::ndim<4>, nb::c_contig>>& biases,
+         const std::optional<Vector<float>>& key_bias, const std::optional<Vector<float>>& token_weights,
+         const std::vector<Output>& outputs) {
   Batch batch;
-  const auto list = [](const Vector<std::int32_t>& a) { return std::vector<std::int32_t>(a.data(), a.data() + a.shape(0)); };
+  const auto list = [](const Vector<std::int32_t>& a) {
+    return std::vector<std::int32_t>(a.data(), a.data() + a.shape(0));
+  };
   batch.lengths = list(lengths);
   batch.rows = list(rows);
   batch.starts = list(starts);
@@ -200,17 +225,23 @@ void run(Holder& h, const Vector<std::int32_t>& lengths, const Vector<std::int32
       const espalier::Value value = h.program.values()[static_cast<std::size_t>(op.output)];
       const std::size_t at = static_cast<std::size_t>(op.argument);
       const std::size_t count = value.domain == Domain::token ? static_cast<std::size_t>(tokens) : batch.lengths.size();
-      if (at >= floats.size() || floats[at].shape(0) != count || floats[at].shape(1) != static_cast<std::size_t>(value.features)) fail("a float input does not fit the program");
+      if (at >= floats.size() || floats[at].shape(0) != count ||
+          floats[at].shape(1) != static_cast<std::size_t>(value.features))
+        fail("a float input does not fit the program");
     }
     if (op.kind == espalier::OpKind::store) {
       const espalier::Value value = h.program.values()[static_cast<std::size_t>(op.inputs[0])];
       const std::size_t at = static_cast<std::size_t>(op.output);
       const std::size_t count = value.domain == Domain::token ? static_cast<std::size_t>(tokens) : batch.lengths.size();
-      if (at >= outputs.size() || outputs[at].shape(0) != count || outputs[at].shape(1) != static_cast<std::size_t>(op.width)) fail("an output array does not fit the program");
+      if (at >= outputs.size() || outputs[at].shape(0) != count ||
+          outputs[at].shape(1) != static_cast<std::size_t>(op.width))
+        fail("an output array does not fit the program");
     }
     if (op.kind == espalier::OpKind::attention && op.attention.bias_input >= 0) {
       const std::size_t at = static_cast<std::size_t>(op.attention.bias_input);
-      if (at >= biases.size() || (biases[at].shape(1) != 1 && biases[at].shape(1) != static_cast<std::size_t>(op.attention.heads))) fail("an attention bias does not fit the heads");
+      if (at >= biases.size() ||
+          (biases[at].shape(1) != 1 && biases[at].shape(1) != static_cast<std::size_t>(op.attention.heads)))
+        fail("an attention bias does not fit the heads");
     }
   }
   for (const auto& a : floats) batch.floats.push_back(a.data());
@@ -220,7 +251,8 @@ void run(Holder& h, const Vector<std::int32_t>& lengths, const Vector<std::int32
     if ((a.shape(0) != 1 && a.shape(0) <= static_cast<std::size_t>(last_row)) || a.shape(2) != columns_needed ||
         a.shape(3) < columns_needed + static_cast<std::size_t>(h.program.panel_width()))
       fail("an attention bias does not fit the batch");
-    batch.biases.push_back({a.data(), a.shape(0) == 1 ? 0 : a.stride(0), a.shape(1) == 1 ? 0 : a.stride(1), a.stride(2)});
+    batch.biases.push_back(
+        {a.data(), a.shape(0) == 1 ? 0 : a.stride(0), a.shape(1) == 1 ? 0 : a.stride(1), a.stride(2)});
   }
   batch.key_bias = vector_or_null(key_bias, static_cast<int>(tokens), "the key bias");
   batch.token_weights = vector_or_null(token_weights, static_cast<int>(tokens), "the token weights");
@@ -235,8 +267,12 @@ NB_MODULE(_native, m) {
   m.doc() = "The native engine of Espalier.";
   nb::exception<espalier::Error>(m, "NativeError", nb::module_::import_("espalier.errors").attr("EngineError").ptr());
 
-  m.def("current_isa", [] { return std::string(espalier::isa_name(espalier::current_isa())); }, "Widest usable instruction set, capped by ESPALIER_MAX_ISA.");
-  m.def("arch_flags", [] { return espalier::flag_names(espalier::detect_arch()); }, "What this processor and operating system offer.");
+  m.def(
+      "current_isa", [] { return std::string(espalier::isa_name(espalier::current_isa())); },
+      "Widest usable instruction set, capped by ESPALIER_MAX_ISA.");
+  m.def(
+      "arch_flags", [] { return espalier::flag_names(espalier::detect_arch()); },
+      "What this processor and operating system offer.");
   m.def("built_isas", [] {
     std::vector<std::string> names;
     for (Isa isa : espalier::built_isas()) names.emplace_back(espalier::isa_name(isa));
@@ -255,7 +291,8 @@ NB_MODULE(_native, m) {
       },
       "flags"_a, "cap"_a = "", "The instruction set that made-up flags would select.");
   m.def(
-      "panel_shape", [](const std::string& isa) { return std::make_tuple(kernels(isa).lanes, kernels(isa).max_groups); }, "isa"_a,
+      "panel_shape",
+      [](const std::string& isa) { return std::make_tuple(kernels(isa).lanes, kernels(isa).max_groups); }, "isa"_a,
       "(lanes, groups per panel)");
 
   nb::class_<SparseMatrix>(m, "SparseMatrix")
@@ -265,14 +302,27 @@ NB_MODULE(_native, m) {
       .def_ro("columns", &SparseMatrix::columns)
       .def_prop_ro("nonzeros", &SparseMatrix::nonzeros)
       .def_prop_ro("blocks4x1", [](const SparseMatrix& s) { return espalier::stats(s).blocks4x1; })
-      .def_prop_ro("starts", [](nb::handle_t<SparseMatrix> self) { const auto& s = nb::cast<const SparseMatrix&>(self); return view(self, s.starts.data(), s.starts.size()); })
-      .def_prop_ro("indices", [](nb::handle_t<SparseMatrix> self) { const auto& s = nb::cast<const SparseMatrix&>(self); return view(self, s.indices.data(), s.indices.size()); })
-      .def_prop_ro("values", [](nb::handle_t<SparseMatrix> self) { const auto& s = nb::cast<const SparseMatrix&>(self); return view(self, s.values.data(), s.values.size()); })
+      .def_prop_ro("starts",
+                   [](nb::handle_t<SparseMatrix> self) {
+                     const auto& s = nb::cast<const SparseMatrix&>(self);
+                     return view(self, s.starts.data(), s.starts.size());
+                   })
+      .def_prop_ro("indices",
+                   [](nb::handle_t<SparseMatrix> self) {
+                     const auto& s = nb::cast<const SparseMatrix&>(self);
+                     return view(self, s.indices.data(), s.indices.size());
+                   })
+      .def_prop_ro("values",
+                   [](nb::handle_t<SparseMatrix> self) {
+                     const auto& s = nb::cast<const SparseMatrix&>(self);
+                     return view(self, s.values.data(), s.values.size());
+                   })
       .def(
           "candidates",
           [](const SparseMatrix& s, const std::string& isa) {
             std::vector<std::tuple<std::string, int, double>> out;
-            for (const espalier::Candidate& c : espalier::candidates(espalier::stats(s), kernels(isa).lanes, kernels(isa).max_groups))
+            for (const espalier::Candidate& c :
+                 espalier::candidates(espalier::stats(s), kernels(isa).lanes, kernels(isa).max_groups))
               out.emplace_back(show(kFormats, c.format), c.chunk, c.cycles);
             return out;
           },
@@ -280,14 +330,15 @@ NB_MODULE(_native, m) {
   m.def("compress", &compress, "dense"_a, "The nonzeros of a float32 matrix with any strides.");
 
   nb::class_<Weight>(m, "Weight")
-      .def("__init__",
-           [](Weight* self, const SparseMatrix& s, const std::string& format, int chunk, const std::string& isa) {
-             const WeightFormat f = parse(kFormats, format, "weight format");
-             const KernelSet& set = kernels(isa);
-             const nb::gil_scoped_release release;
-             new (self) Weight(s, f, chunk, set.lanes * set.max_groups);
-           },
-           "matrix"_a, "format"_a, "chunk"_a, "isa"_a)
+      .def(
+          "__init__",
+          [](Weight* self, const SparseMatrix& s, const std::string& format, int chunk, const std::string& isa) {
+            const WeightFormat f = parse(kFormats, format, "weight format");
+            const KernelSet& set = kernels(isa);
+            const nb::gil_scoped_release release;
+            new (self) Weight(s, f, chunk, set.lanes * set.max_groups);
+          },
+          "matrix"_a, "format"_a, "chunk"_a, "isa"_a)
       .def_prop_ro("bytes", &Weight::bytes)
       .def(
           "time",
@@ -303,32 +354,91 @@ NB_MODULE(_native, m) {
       .def_prop_ro("threads", [](const Holder& h) { return h.program.threads(); })
       .def_prop_ro("panel_width", [](const Holder& h) { return h.program.panel_width(); })
       .def("add_embed", &add_embed, "name"_a, "tables"_a)
-      .def("add_load", [](Holder& h, std::string name, int features, const std::string& domain, int input) { return h.program.add_load(std::move(name), features, parse(kDomains, domain, "domain"), input); }, "name"_a, "features"_a, "domain"_a, "float_input"_a)
-      .def("add_linear", &add_linear, "name"_a, "x"_a, "weight"_a, "bias"_a.none(), "residual"_a = -1, "act"_a = "identity", "Takes the weight over.")
-      .def("add_layer_norm", [](Holder& h, std::string name, int x, const Vector<float>& gamma, const std::optional<Vector<float>>& beta, float epsilon) {
+      .def(
+          "add_load",
+          [](Holder& h, std::string name, int features, const std::string& domain, int input) {
+            return h.program.add_load(std::move(name), features, parse(kDomains, domain, "domain"), input);
+          },
+          "name"_a, "features"_a, "domain"_a, "float_input"_a)
+      .def("add_linear", &add_linear, "name"_a, "x"_a, "weight"_a, "bias"_a.none(), "residual"_a = -1,
+           "act"_a = "identity", "Takes the weight over.")
+      .def(
+          "add_layer_norm",
+          [](Holder& h, std::string name, int x, const Vector<float>& gamma, const std::optional<Vector<float>>& beta,
+             float epsilon) {
             const int n = features_of(h, x);
-            return h.program.add_layer_norm(std::move(name), x, vector_or_null(gamma, n, "gamma"), vector_or_null(beta, n, "beta"), epsilon);
-          }, "name"_a, "x"_a, "gamma"_a, "beta"_a.none(), "epsilon"_a)
-      .def("add_unary", [](Holder& h, std::string name, int x, const std::string& op) { return h.program.add_unary(std::move(name), x, parse(kUnaries, op, "activation")); }, "name"_a, "x"_a, "op"_a)
-      .def("add_binary", [](Holder& h, std::string name, const std::string& op, int a, int b) { return h.program.add_binary(std::move(name), parse(kBinaries, op, "operation"), a, b); }, "name"_a, "op"_a, "a"_a, "b"_a)
-      .def("add_binary_constant", [](Holder& h, std::string name, const std::string& op, int a, const Vector<float>& b) {
-            return h.program.add_binary_constant(std::move(name), parse(kBinaries, op, "operation"), a, vector_or_null(b, features_of(h, a), "a constant"));
-          }, "name"_a, "op"_a, "a"_a, "b"_a)
-      .def("add_softmax", [](Holder& h, std::string name, int x) { return h.program.add_softmax(std::move(name), x); }, "name"_a, "x"_a)
-      .def("add_l2_normalize", [](Holder& h, std::string name, int x, float epsilon) { return h.program.add_l2_normalize(std::move(name), x, epsilon); }, "name"_a, "x"_a, "epsilon"_a)
-      .def("add_attention", [](Holder& h, std::string name, std::tuple<int, int, int> qkv, std::tuple<int, int, int> features, int heads, int head_size, int value_size, float scale, int bias_input) {
-            AttentionShape shape{heads, head_size, value_size, std::get<0>(features), std::get<1>(features), std::get<2>(features), scale, bias_input};
-            return h.program.add_attention(std::move(name), std::get<0>(qkv), std::get<1>(qkv), std::get<2>(qkv), shape);
-          }, "name"_a, "qkv"_a, "first_features"_a, "heads"_a, "head_size"_a, "value_size"_a, "scale"_a, "bias_input"_a = -1)
-      .def("add_select", [](Holder& h, std::string name, int x, int column) { return h.program.add_select(std::move(name), x, column); }, "name"_a, "x"_a, "column"_a)
-      .def("add_mean", [](Holder& h, std::string name, int x, float epsilon) { return h.program.add_mean(std::move(name), x, epsilon); }, "name"_a, "x"_a, "epsilon"_a)
-      .def("add_store", [](Holder& h, std::string name, int x, int first, int width) { return h.program.add_store(std::move(name), x, first, width); }, "name"_a, "x"_a, "first"_a, "width"_a)
+            return h.program.add_layer_norm(std::move(name), x, vector_or_null(gamma, n, "gamma"),
+                                            vector_or_null(beta, n, "beta"), epsilon);
+          },
+          "name"_a, "x"_a, "gamma"_a, "beta"_a.none(), "epsilon"_a)
+      .def(
+          "add_unary",
+          [](Holder& h, std::string name, int x, const std::string& op) {
+            return h.program.add_unary(std::move(name), x, parse(kUnaries, op, "activation"));
+          },
+          "name"_a, "x"_a, "op"_a)
+      .def(
+          "add_binary",
+          [](Holder& h, std::string name, const std::string& op, int a, int b) {
+            return h.program.add_binary(std::move(name), parse(kBinaries, op, "operation"), a, b);
+          },
+          "name"_a, "op"_a, "a"_a, "b"_a)
+      .def(
+          "add_binary_constant",
+          [](Holder& h, std::string name, const std::string& op, int a, const Vector<float>& b) {
+            return h.program.add_binary_constant(std::move(name), parse(kBinaries, op, "operation"), a,
+                                                 vector_or_null(b, features_of(h, a), "a constant"));
+          },
+          "name"_a, "op"_a, "a"_a, "b"_a)
+      .def(
+          "add_softmax", [](Holder& h, std::string name, int x) { return h.program.add_softmax(std::move(name), x); },
+          "name"_a, "x"_a)
+      .def(
+          "add_l2_normalize",
+          [](Holder& h, std::string name, int x, float epsilon) {
+            return h.program.add_l2_normalize(std::move(name), x, epsilon);
+          },
+          "name"_a, "x"_a, "epsilon"_a)
+      .def(
+          "add_attention",
+          [](Holder& h, std::string name, std::tuple<int, int, int> qkv, std::tuple<int, int, int> features, int heads,
+             int head_size, int value_size, float scale, int bias_input) {
+            AttentionShape shape{
+                heads, head_size, value_size, std::get<0>(features), std::get<1>(features), std::get<2>(features),
+                scale, bias_input};
+            return h.program.add_attention(std::move(name), std::get<0>(qkv), std::get<1>(qkv), std::get<2>(qkv),
+                                           shape);
+          },
+          "name"_a, "qkv"_a, "first_features"_a, "heads"_a, "head_size"_a, "value_size"_a, "scale"_a,
+          "bias_input"_a = -1)
+      .def(
+          "add_select",
+          [](Holder& h, std::string name, int x, int column) {
+            return h.program.add_select(std::move(name), x, column);
+          },
+          "name"_a, "x"_a, "column"_a)
+      .def(
+          "add_mean",
+          [](Holder& h, std::string name, int x, float epsilon) {
+            return h.program.add_mean(std::move(name), x, epsilon);
+          },
+          "name"_a, "x"_a, "epsilon"_a)
+      .def(
+          "add_store",
+          [](Holder& h, std::string name, int x, int first, int width) {
+            return h.program.add_store(std::move(name), x, first, width);
+          },
+          "name"_a, "x"_a, "first"_a, "width"_a)
       .def("finish", [](Holder& h) { h.program.finish(); })
-      .def("run", &run, "lengths"_a, "rows"_a, "starts"_a, "columns"_a, "indices"_a, "floats"_a, "biases"_a, "key_bias"_a.none(), "token_weights"_a.none(), "outputs"_a)
-      .def("profile", [](const Holder& h) {
+      .def("run", &run, "lengths"_a, "rows"_a, "starts"_a, "columns"_a, "indices"_a, "floats"_a, "biases"_a,
+           "key_bias"_a.none(), "token_weights"_a.none(), "outputs"_a)
+      .def(
+          "profile",
+          [](const Holder& h) {
             std::vector<std::tuple<std::string, double, std::int64_t>> out;
             for (const espalier::OpProfile& p : h.program.profile()) out.emplace_back(p.name, p.seconds, p.calls);
             return out;
-          }, "(name, seconds over all threads, runs) per operation.")
+          },
+          "(name, seconds over all threads, runs) per operation.")
       .def("reset_profile", [](Holder& h) { h.program.reset_profile(); });
 }

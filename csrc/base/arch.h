@@ -13,8 +13,8 @@ enum class Isa { scalar, neon, avx2, avx512 };
 // Facts about a processor *and* its operating system (a register file that the system does not save is unusable).
 struct ArchFlags {
   bool neon = false;
-  bool avx2 = false;     // AVX2, FMA and F16C, with YMM state enabled
-  bool avx512 = false;   // AVX-512 F, BW, DQ and VL, with ZMM state enabled
+  bool avx2 = false;    // AVX2, FMA and F16C, with YMM state enabled
+  bool avx512 = false;  // AVX-512 F, BW, DQ and VL, with ZMM state enabled
   bool avx_vnni = false;
   bool avx512_vnni = false;
   bool amx_int8 = false;
@@ -26,8 +26,8 @@ ArchFlags detect_arch();
 
 std::string_view isa_name(Isa isa);
 
-// Widest instruction set that `flags` allow and `cap` permits. `cap` is one of isa_name()'s values, or empty for no cap.
-// Pure; throws Error naming the known values when `cap` is none of them.
+// Widest instruction set that `flags` allow and `cap` permits. `cap` is one of isa_name()'s values, or empty for no
+// cap. Pure; throws Error naming the known values when `cap` is none of them.
 Isa select_isa(const ArchFlags& flags, std::string_view cap);
 
 // detect_arch() capped by the environment variable ESPALIER_MAX_ISA.

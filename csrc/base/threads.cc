@@ -12,7 +12,8 @@ inline void relax() {
 #endif
 }
 
-constexpr int kSpins = 4000;  // some tens of microseconds: longer than the skew between members, shorter than a time slice
+constexpr int kSpins =
+    4000;  // some tens of microseconds: longer than the skew between members, shorter than a time slice
 
 }  // namespace
 

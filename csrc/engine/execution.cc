@@ -52,7 +52,8 @@ Program::Execution::Execution(Program& program, const Batch& batch)
 void Program::Execution::cut_panels(Layout& layout, int groups, int widest) const {
   const int panels = ceil_div(groups, widest);
   const int start = layout.first.back();
-  for (int i = 1; i <= panels; ++i) layout.first.push_back(start + static_cast<int>(static_cast<std::int64_t>(groups) * i / panels));
+  for (int i = 1; i <= panels; ++i)
+    layout.first.push_back(start + static_cast<int>(static_cast<std::int64_t>(groups) * i / panels));
 }
 
 void Program::Execution::lay_out_tokens() {
@@ -84,7 +85,8 @@ void Program::Execution::lay_out_tokens() {
     }
     tokens_.task_first.push_back(tokens_.panels());
     panels_per_task_ = 1;
-    for (std::size_t t = 0; t + 1 < tokens_.task_first.size(); ++t) panels_per_task_ = std::max(panels_per_task_, tokens_.task_first[t + 1] - tokens_.task_first[t]);
+    for (std::size_t t = 0; t + 1 < tokens_.task_first.size(); ++t)
+      panels_per_task_ = std::max(panels_per_task_, tokens_.task_first[t + 1] - tokens_.task_first[t]);
   } else {
     cut_panels(tokens_, groups, widest);
   }
@@ -98,7 +100,8 @@ void Program::Execution::lay_out_tokens() {
   for (std::size_t s = 0; s < b_.lengths.size(); ++s) {
     for (std::int32_t i = 0; i < b_.lengths[s]; ++i) {
       const std::size_t group = static_cast<std::size_t>(group_of_[s] + i / lanes);
-      tokens_.item_at[static_cast<std::size_t>(tokens_.panel_of[group] * nb_ + tokens_.sub_of[group] * lanes + i % lanes)] = packed_of_[s] + i;
+      tokens_.item_at[static_cast<std::size_t>(tokens_.panel_of[group] * nb_ + tokens_.sub_of[group] * lanes +
+                                               i % lanes)] = packed_of_[s] + i;
     }
   }
 }
@@ -113,7 +116,8 @@ void Program::Execution::lay_out_sequences() {
     for (int g = 0; g < sequences_.groups(p); ++g) {
       sequences_.panel_of.push_back(p);
       sequences_.sub_of.push_back(g);
-      for (int l = 0; l < k_.lanes && item < count; ++l, ++item) sequences_.item_at[static_cast<std::size_t>(p * nb_ + g * k_.lanes + l)] = item;
+      for (int l = 0; l < k_.lanes && item < count; ++l, ++item)
+        sequences_.item_at[static_cast<std::size_t>(p * nb_ + g * k_.lanes + l)] = item;
     }
   }
 }
@@ -121,7 +125,9 @@ void Program::Execution::lay_out_sequences() {
 void Program::Execution::place_values() {
   const std::size_t nb = static_cast<std::size_t>(nb_);
   std::size_t total = 0;
-  const auto floats = [&](const Storage::SlotPlace& slot) { return slot.features * nb * static_cast<std::size_t>(layout(slot.domain).panels()); };
+  const auto floats = [&](const Storage::SlotPlace& slot) {
+    return slot.features * nb * static_cast<std::size_t>(layout(slot.domain).panels());
+  };
   for (const Storage::SlotPlace& slot : storage_->slots)
     if (!slot.thread_local_slot) total += floats(slot);
   p_.arena_.resize(total);
@@ -132,7 +138,8 @@ void Program::Execution::place_values() {
   }
   for (const Op& op : p_.ops_) {
     std::size_t need = 0;
-    if (op.kind == OpKind::embed) need = static_cast<std::size_t>(p_.values_[static_cast<std::size_t>(op.output)].features) * nb;
+    if (op.kind == OpKind::embed)
+      need = static_cast<std::size_t>(p_.values_[static_cast<std::size_t>(op.output)].features) * nb;
     if (op.kind == OpKind::attention) need = static_cast<std::size_t>(k_.attention_scratch(op.attention.value_size));
     work_floats_ = std::max(work_floats_, need);
   }
@@ -159,7 +166,9 @@ void Program::Execution::work(Hand& hand) {
       p_.team_.barrier();
     } else if (storage_->by_panel && segment.domain == Domain::token) {
       const int tasks = static_cast<int>(where.task_first.size()) - 1;
-      for (int task = next(static_cast<std::size_t>(segment.first)); task < tasks; task = next(static_cast<std::size_t>(segment.first))) run_task(segment, where, task, hand);
+      for (int task = next(static_cast<std::size_t>(segment.first)); task < tasks;
+           task = next(static_cast<std::size_t>(segment.first)))
+        run_task(segment, where, task, hand);
       p_.team_.barrier();
     } else {
       for (int i = segment.first; i < segment.last; ++i) {
@@ -174,14 +183,16 @@ float* Program::Execution::panel(int value, int panel, const Hand& hand) const {
   const Place& place = storage_->places[static_cast<std::size_t>(value)];
   const std::size_t stride = place.features * static_cast<std::size_t>(nb_);
   if (place.thread_local_slot) {
-    const std::size_t offset = storage_->slots[static_cast<std::size_t>(place.slot)].offset * static_cast<std::size_t>(nb_) * static_cast<std::size_t>(panels_per_task_);
+    const std::size_t offset = storage_->slots[static_cast<std::size_t>(place.slot)].offset *
+                               static_cast<std::size_t>(nb_) * static_cast<std::size_t>(panels_per_task_);
     return hand.locals + offset + stride * static_cast<std::size_t>(panel - hand.first_panel);
   }
   return slots_[static_cast<std::size_t>(place.slot)] + stride * static_cast<std::size_t>(panel);
 }
 
 void Program::Execution::run_task(const Segment& segment, const Layout& where, int task, Hand& hand) {
-  const int first = where.task_first[static_cast<std::size_t>(task)], last = where.task_first[static_cast<std::size_t>(task) + 1];
+  const int first = where.task_first[static_cast<std::size_t>(task)],
+            last = where.task_first[static_cast<std::size_t>(task) + 1];
   hand.first_panel = first;
   std::vector<double>& seconds = p_.seconds_[static_cast<std::size_t>(hand.member)];
   Clock::time_point start = Clock::now();
@@ -209,19 +220,23 @@ void Program::Execution::run_op_by_rows(int index, const Layout& where, Hand& ha
   if (op.kind == OpKind::linear) {
     const std::size_t member = static_cast<std::size_t>(hand.member);
     if (op.row_bounds[member] < op.row_bounds[member + 1])
-      for (int p = 0; p < where.panels(); ++p) linear_tile(op, where, p, op.row_bounds[member], op.row_bounds[member + 1], hand);
+      for (int p = 0; p < where.panels(); ++p)
+        linear_tile(op, where, p, op.row_bounds[member], op.row_bounds[member + 1], hand);
   } else {
-    for (int p = next(static_cast<std::size_t>(index)); p < where.panels(); p = next(static_cast<std::size_t>(index))) run_local(op, where, p, hand);
+    for (int p = next(static_cast<std::size_t>(index)); p < where.panels(); p = next(static_cast<std::size_t>(index)))
+      run_local(op, where, p, hand);
   }
   p_.seconds_[static_cast<std::size_t>(hand.member)][static_cast<std::size_t>(index)] += since(start);
 }
 
-void Program::Execution::linear_tile(const Op& op, const Layout& where, int at, int first_row, int last_row, Hand& hand) {
+void Program::Execution::linear_tile(const Op& op, const Layout& where, int at, int first_row, int last_row,
+                                     Hand& hand) {
   Epilogue epilogue;
   epilogue.bias = op.bias.data();
   epilogue.residual = op.residual ? panel(op.inputs[1], at, hand) : nullptr;
   epilogue.act = op.unary;
-  k_.linear(op.weight->packed(), panel(op.inputs[0], at, hand), panel(op.output, at, hand), where.groups(at), first_row, last_row, epilogue);
+  k_.linear(op.weight->packed(), panel(op.inputs[0], at, hand), panel(op.output, at, hand), where.groups(at), first_row,
+            last_row, epilogue);
 }
 
 void Program::Execution::run_local(const Op& op, const Layout& where, int at, Hand& hand) {
@@ -233,11 +248,13 @@ void Program::Execution::run_local(const Op& op, const Layout& where, int at, Ha
   const int features = p_.values_[static_cast<std::size_t>(op.output)].features;
   switch (op.kind) {
     case OpKind::layer_norm:
-      return k_.layer_norm(x, y, features, groups, op.gamma.data(), op.beta.size() == 0 ? nullptr : op.beta.data(), op.epsilon);
+      return k_.layer_norm(x, y, features, groups, op.gamma.data(), op.beta.size() == 0 ? nullptr : op.beta.data(),
+                           op.epsilon);
     case OpKind::unary:
       return k_.unary(op.unary, x, y, features, groups);
     case OpKind::binary:
-      if (op.inputs.size() == 2) return k_.binary(op.binary, x, panel(op.inputs[1], at, hand), y, features, groups, false, 1);
+      if (op.inputs.size() == 2)
+        return k_.binary(op.binary, x, panel(op.inputs[1], at, hand), y, features, groups, false, 1);
       return k_.binary(op.binary, x, op.gamma.data(), y, features, groups, true, 1);
     case OpKind::softmax:
       return k_.softmax(x, y, features, groups);
@@ -258,7 +275,8 @@ void Program::Execution::embed(const Op& op, const Layout& where, int at, Hand& 
     const std::int32_t item = items[lane];
     if (item < 0) continue;
     if (op.kind == OpKind::load) {
-      rows[static_cast<std::size_t>(lane)] = b_.floats[static_cast<std::size_t>(op.argument)] + static_cast<std::size_t>(item) * features;
+      rows[static_cast<std::size_t>(lane)] =
+          b_.floats[static_cast<std::size_t>(op.argument)] + static_cast<std::size_t>(item) * features;
       continue;
     }
     float* sum = hand.work + static_cast<std::size_t>(lane) * features;
@@ -274,7 +292,8 @@ void Program::Execution::embed(const Op& op, const Layout& where, int at, Hand& 
       } else {
         const std::int16_t* source = table.integers + row * features;
         const float scale = table.scales[row];
-        for (std::size_t f = 0; f < features; ++f) sum[f] = (first ? 0.0f : sum[f]) + scale * static_cast<float>(source[f]);
+        for (std::size_t f = 0; f < features; ++f)
+          sum[f] = (first ? 0.0f : sum[f]) + scale * static_cast<float>(source[f]);
       }
       first = false;
     }
@@ -301,7 +320,8 @@ void Program::Execution::run_crossing(int index, Hand& hand) {
   if (op.kind == OpKind::attention) {
     const int items = static_cast<int>(attention_items_.size());
     const int tasks = items * op.attention.heads;
-    for (int t = next(counter); t < tasks; t = next(counter)) attention(op, attention_items_[static_cast<std::size_t>(t / op.attention.heads)], t % op.attention.heads, hand);
+    for (int t = next(counter); t < tasks; t = next(counter))
+      attention(op, attention_items_[static_cast<std::size_t>(t / op.attention.heads)], t % op.attention.heads, hand);
   } else {
     const int sequences = static_cast<int>(b_.lengths.size());
     for (int s = next(counter); s < sequences; s = next(counter)) {
@@ -323,7 +343,9 @@ void Program::Execution::attention(const Op& op, const AttentionItem& item, int 
     pointers.resize(static_cast<std::size_t>(groups));
     for (int g = 0; g < groups; ++g) {
       const std::size_t group = static_cast<std::size_t>(group_of_[s] + g);
-      pointers[static_cast<std::size_t>(g)] = panel(value, tokens_.panel_of[group], hand) + static_cast<std::ptrdiff_t>(feature) * nb_ + tokens_.sub_of[group] * k_.lanes;
+      pointers[static_cast<std::size_t>(g)] = panel(value, tokens_.panel_of[group], hand) +
+                                              static_cast<std::ptrdiff_t>(feature) * nb_ +
+                                              tokens_.sub_of[group] * k_.lanes;
     }
   };
   point(op.inputs[0], shape.q_feature + head * shape.head_size, hand.q);
@@ -355,9 +377,11 @@ void Program::Execution::attention(const Op& op, const AttentionItem& item, int 
 void Program::Execution::select(const Op& op, int sequence) {
   const std::size_t s = static_cast<std::size_t>(sequence);
   const int column = (op.argument < 0 ? op.argument + b_.columns : op.argument) - b_.starts[s];
-  const std::size_t from = static_cast<std::size_t>(group_of_[s] + column / k_.lanes), to = static_cast<std::size_t>(sequence / k_.lanes);
+  const std::size_t from = static_cast<std::size_t>(group_of_[s] + column / k_.lanes),
+                    to = static_cast<std::size_t>(sequence / k_.lanes);
   const Hand none;
-  const float* x = panel(op.inputs[0], tokens_.panel_of[from], none) + tokens_.sub_of[from] * k_.lanes + column % k_.lanes;
+  const float* x =
+      panel(op.inputs[0], tokens_.panel_of[from], none) + tokens_.sub_of[from] * k_.lanes + column % k_.lanes;
   float* y = panel(op.output, sequences_.panel_of[to], none) + sequences_.sub_of[to] * k_.lanes + sequence % k_.lanes;
   const int features = p_.values_[static_cast<std::size_t>(op.output)].features;
   for (std::ptrdiff_t f = 0; f < features; ++f) y[f * nb_] = x[f * nb_];

@@ -30,12 +30,14 @@ struct Program::Storage {
 // Where lanes stand. Groups are numbered through all panels; panel p holds groups [first[p], first[p + 1]).
 struct Program::Layout {
   std::vector<int> first;
-  std::vector<int> panel_of;    // [group]
-  std::vector<int> sub_of;      // [group] within its panel
-  std::vector<int> task_first;  // panels of task t: [task_first[t], task_first[t + 1])
+  std::vector<int> panel_of;          // [group]
+  std::vector<int> sub_of;            // [group] within its panel
+  std::vector<int> task_first;        // panels of task t: [task_first[t], task_first[t + 1])
   std::vector<std::int32_t> item_at;  // [panel * NB + lane] -> packed item, or -1
   int panels() const { return static_cast<int>(first.size()) - 1; }
-  int groups(int panel) const { return first[static_cast<std::size_t>(panel) + 1] - first[static_cast<std::size_t>(panel)]; }
+  int groups(int panel) const {
+    return first[static_cast<std::size_t>(panel) + 1] - first[static_cast<std::size_t>(panel)];
+  }
 };
 
 struct Program::Execution {
@@ -83,10 +85,10 @@ struct Program::Execution {
   const Storage* storage_ = nullptr;
   Layout tokens_;
   Layout sequences_;
-  std::vector<int> group_of_;           // [sequence] its first group
-  std::vector<std::int32_t> packed_of_; // [sequence] its first packed token
+  std::vector<int> group_of_;            // [sequence] its first group
+  std::vector<std::int32_t> packed_of_;  // [sequence] its first packed token
   std::vector<AttentionItem> attention_items_;
-  std::vector<float*> slots_;           // [slot], null for thread-local ones
+  std::vector<float*> slots_;  // [slot], null for thread-local ones
   int panels_per_task_ = 1;
   std::size_t work_floats_ = 0;
   std::vector<std::atomic<int>> counters_;  // [op]: tasks handed out

@@ -10,7 +10,9 @@ namespace espalier {
 
 namespace {
 
-std::size_t rounded(int features) { return static_cast<std::size_t>((features + kRowBlock - 1) / kRowBlock * kRowBlock); }
+std::size_t rounded(int features) {
+  return static_cast<std::size_t>((features + kRowBlock - 1) / kRowBlock * kRowBlock);
+}
 
 Buffer<float> copy(const float* source, int count, std::size_t size) {
   Buffer<float> out(size);
@@ -43,7 +45,8 @@ int Program::add(Op op, int features, Domain domain) {
 int Program::add_embed(std::string name, int features, std::vector<Table> tables) {
   require(!tables.empty(), "an embedding needs at least one table");
   for (const Table& t : tables) {
-    require(t.rows > 0 && (t.floats != nullptr || (t.integers != nullptr && t.scales != nullptr)), "an embedding table is empty");
+    require(t.rows > 0 && (t.floats != nullptr || (t.integers != nullptr && t.scales != nullptr)),
+            "an embedding table is empty");
     require(t.index_input >= 0, "an embedding reads an input that does not exist");
     index_inputs_ = std::max(index_inputs_, t.index_input + 1);
   }
@@ -113,8 +116,10 @@ int Program::add_unary(std::string name, int x, Unary unary) {
 }
 
 int Program::add_binary(std::string name, Binary binary, int a, int b) {
-  const Value va = values_[static_cast<std::size_t>(check_value(a))], vb = values_[static_cast<std::size_t>(check_value(b))];
-  require(va.features == vb.features && va.domain == vb.domain, "the operands of an elementwise operation differ in shape");
+  const Value va = values_[static_cast<std::size_t>(check_value(a))],
+              vb = values_[static_cast<std::size_t>(check_value(b))];
+  require(va.features == vb.features && va.domain == vb.domain,
+          "the operands of an elementwise operation differ in shape");
   Op op;
   op.kind = OpKind::binary;
   op.name = std::move(name);
@@ -157,7 +162,8 @@ int Program::add_attention(std::string name, int q, int k, int v, const Attentio
   const auto fits = [&](int id, int feature, int size) {
     const Value value = values_[static_cast<std::size_t>(check_value(id))];
     require(value.domain == Domain::token, "attention reads tokens");
-    require(feature >= 0 && size > 0 && feature + shape.heads * size <= value.features, "attention heads do not fit their value");
+    require(feature >= 0 && size > 0 && feature + shape.heads * size <= value.features,
+            "attention heads do not fit their value");
   };
   require(shape.heads > 0, "attention needs at least one head");
   fits(q, shape.q_feature, shape.head_size);
@@ -232,16 +238,19 @@ Program::Storage Program::plan_storage(const std::vector<Segment>& segments, boo
   std::vector<int> born(values_.size(), -1), dies(values_.size(), -1);
   std::vector<int> segment_of(static_cast<std::size_t>(n));
   for (std::size_t s = 0; s < segments.size(); ++s)
-    for (int i = segments[s].first; i < segments[s].last; ++i) segment_of[static_cast<std::size_t>(i)] = static_cast<int>(s);
+    for (int i = segments[s].first; i < segments[s].last; ++i)
+      segment_of[static_cast<std::size_t>(i)] = static_cast<int>(s);
   for (int i = 0; i < n; ++i) {
     const Op& op = ops_[static_cast<std::size_t>(i)];
-    if (op.kind != OpKind::store) born[static_cast<std::size_t>(op.output)] = dies[static_cast<std::size_t>(op.output)] = i;
+    if (op.kind != OpKind::store)
+      born[static_cast<std::size_t>(op.output)] = dies[static_cast<std::size_t>(op.output)] = i;
     for (int id : op.inputs) dies[static_cast<std::size_t>(id)] = i;
   }
   // A value read only in the segment that makes it needs no more room than the panels one thread has in hand.
   const auto is_short = [&](std::size_t id) {
     const std::size_t segment = static_cast<std::size_t>(segment_of[static_cast<std::size_t>(born[id])]);
-    return by_panel && values_[id].domain == Domain::token && segments[segment].local && segment_of[static_cast<std::size_t>(dies[id])] == static_cast<int>(segment);
+    return by_panel && values_[id].domain == Domain::token && segments[segment].local &&
+           segment_of[static_cast<std::size_t>(dies[id])] == static_cast<int>(segment);
   };
   struct Slot {
     std::size_t features;
@@ -263,17 +272,20 @@ Program::Storage Program::plan_storage(const std::vector<Segment>& segments, boo
       if (!by_panel || values_[value].domain == Domain::sequence) return dies[value];
       return segments[static_cast<std::size_t>(segment_of[static_cast<std::size_t>(dies[value])])].last - 1;
     };
-    const int begins = local || !by_panel || values_[id].domain == Domain::sequence ? i : segments[static_cast<std::size_t>(segment_of[static_cast<std::size_t>(i)])].first;
+    const int begins = local || !by_panel || values_[id].domain == Domain::sequence
+                           ? i
+                           : segments[static_cast<std::size_t>(segment_of[static_cast<std::size_t>(i)])].first;
     std::size_t best = slots.size();
     for (std::size_t s = 0; s < slots.size(); ++s) {
       const Slot& slot = slots[s];
-      if (slot.thread_local_slot == local && slot.domain == values_[id].domain && slot.features >= features && slot.free_after < begins &&
-          (best == slots.size() || slot.features < slots[best].features))
+      if (slot.thread_local_slot == local && slot.domain == values_[id].domain && slot.features >= features &&
+          slot.free_after < begins && (best == slots.size() || slot.features < slots[best].features))
         best = s;
     }
     // An operation that only rewrites its first input does so in place when nobody reads that input again.
-    const bool in_place = (op.kind == OpKind::layer_norm || op.kind == OpKind::unary || op.kind == OpKind::binary) && !op.inputs.empty() &&
-                          dies[static_cast<std::size_t>(op.inputs[0])] == i && values_[static_cast<std::size_t>(op.inputs[0])].features == values_[id].features;
+    const bool in_place = (op.kind == OpKind::layer_norm || op.kind == OpKind::unary || op.kind == OpKind::binary) &&
+                          !op.inputs.empty() && dies[static_cast<std::size_t>(op.inputs[0])] == i &&
+                          values_[static_cast<std::size_t>(op.inputs[0])].features == values_[id].features;
     if (in_place) {
       const Place& source = storage.places[static_cast<std::size_t>(op.inputs[0])];
       if (source.thread_local_slot == local) best = static_cast<std::size_t>(source.slot);
@@ -306,13 +318,15 @@ void Program::finish() {
 
 void Program::check_batch(const Batch& b) const {
   require(finished_, "the program is not finished");
-  require(b.rows.size() == b.lengths.size() && b.starts.size() == b.lengths.size(), "the batch's sequence lists differ in length");
+  require(b.rows.size() == b.lengths.size() && b.starts.size() == b.lengths.size(),
+          "the batch's sequence lists differ in length");
   require(static_cast<int>(b.indices.size()) >= index_inputs_ && static_cast<int>(b.floats.size()) >= float_inputs_ &&
               static_cast<int>(b.biases.size()) >= bias_inputs_ && static_cast<int>(b.outputs.size()) == outputs_,
           "the batch lacks inputs or outputs that the program names");
   std::int64_t tokens = 0;
   for (std::size_t s = 0; s < b.lengths.size(); ++s) {
-    require(b.lengths[s] > 0 && b.starts[s] >= 0 && b.rows[s] >= 0 && static_cast<std::int64_t>(b.starts[s]) + b.lengths[s] <= b.columns,
+    require(b.lengths[s] > 0 && b.starts[s] >= 0 && b.rows[s] >= 0 &&
+                static_cast<std::int64_t>(b.starts[s]) + b.lengths[s] <= b.columns,
             "a sequence of the batch is empty or out of range");
     tokens += b.lengths[s];
   }
@@ -322,7 +336,9 @@ void Program::check_batch(const Batch& b) const {
       for (const Table& t : op.tables) {
         const std::int32_t* index = b.indices[static_cast<std::size_t>(t.index_input)];
         for (std::int64_t i = 0; i < tokens; ++i)
-          if (index[i] < 0 || index[i] >= t.rows) fail("index " + std::to_string(index[i]) + " is outside the " + std::to_string(t.rows) + " rows of " + op.name);
+          if (index[i] < 0 || index[i] >= t.rows)
+            fail("index " + std::to_string(index[i]) + " is outside the " + std::to_string(t.rows) + " rows of " +
+                 op.name);
       }
     }
     if (op.kind == OpKind::select) {

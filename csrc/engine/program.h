@@ -20,18 +20,18 @@ namespace espalier {
 enum class Domain : std::uint8_t { token, sequence };
 
 enum class OpKind : std::uint8_t {
-  embed,         // sum of table rows                     index inputs -> token
-  load,          // rows of a float input                 float input -> token or sequence
-  linear,        // act(W x + b), W x + b + residual
+  embed,   // sum of table rows                     index inputs -> token
+  load,    // rows of a float input                 float input -> token or sequence
+  linear,  // act(W x + b), W x + b + residual
   layer_norm,
   unary,
-  binary,        // with a value or with a constant per feature
-  softmax,       // over features
+  binary,   // with a value or with a constant per feature
+  softmax,  // over features
   l2_normalize,
-  attention,     // token -> token, within each sequence
-  select,        // token -> sequence: one column of each row
-  mean,          // token -> sequence: weighted by the token weights
-  store,         // panel -> rows of an output
+  attention,  // token -> token, within each sequence
+  select,     // token -> sequence: one column of each row
+  mean,       // token -> sequence: weighted by the token weights
+  store,      // panel -> rows of an output
 };
 
 // A borrowed embedding table: [rows][features], float32 or 16-bit integers with a scale per row.
@@ -61,8 +61,8 @@ struct Op {
   int output = -1;          // value id; the output's number for store
   std::unique_ptr<Weight> weight;
   std::vector<int> row_bounds;  // linear: rows of team member i are [row_bounds[i], row_bounds[i + 1])
-  Buffer<float> bias;   // linear: [M rounded up]
-  bool residual = false;  // linear: inputs[1] is added
+  Buffer<float> bias;           // linear: [M rounded up]
+  bool residual = false;        // linear: inputs[1] is added
   Unary unary = Unary::identity;
   Binary binary = Binary::add;
   Buffer<float> gamma;  // layer_norm; binary: the constant
@@ -79,8 +79,8 @@ struct Value {
   Domain domain = Domain::token;
 };
 
-// One additive attention bias: data[b * row_stride + h * head_stride + key * key_stride + query], queries contiguous and
-// readable for a panel's width beyond the last.
+// One additive attention bias: data[b * row_stride + h * head_stride + key * key_stride + query], queries contiguous
+// and readable for a panel's width beyond the last.
 struct BiasTensor {
   const float* data = nullptr;
   std::int64_t row_stride = 0;
@@ -135,8 +135,8 @@ class Program {
   int add_store(std::string name, int x, int first, int width);  // returns the output's number
   void finish();
 
-  // Runs the operations. Safe to call from several threads; calls take turns. Throws Error for an index outside its table
-  // or a batch that does not fit the program.
+  // Runs the operations. Safe to call from several threads; calls take turns. Throws Error for an index outside its
+  // table or a batch that does not fit the program.
   void run(const Batch& batch);
 
   std::vector<OpProfile> profile() const;

@@ -25,9 +25,12 @@ void for_each_row(const DenseView& view, Visit visit) {
     const int count = std::min(kBand, view.rows - first);
     for (int k = 0; k < view.columns; ++k) {
       const float* source = view.data + k * view.column_stride + first * view.row_stride;
-      for (int i = 0; i < count; ++i) band[static_cast<std::size_t>(i) * static_cast<std::size_t>(view.columns) + static_cast<std::size_t>(k)] = source[i * view.row_stride];
+      for (int i = 0; i < count; ++i)
+        band[static_cast<std::size_t>(i) * static_cast<std::size_t>(view.columns) + static_cast<std::size_t>(k)] =
+            source[i * view.row_stride];
     }
-    for (int i = 0; i < count; ++i) visit(first + i, band.data() + static_cast<std::size_t>(i) * static_cast<std::size_t>(view.columns));
+    for (int i = 0; i < count; ++i)
+      visit(first + i, band.data() + static_cast<std::size_t>(i) * static_cast<std::size_t>(view.columns));
   }
 }
 
@@ -37,7 +40,8 @@ int round_up(int n, int step) { return (n + step - 1) / step * step; }
 
 SparseMatrix compress(const DenseView& view) {
   if (view.columns > kMaxColumns)
-    fail("a weight has " + std::to_string(view.columns) + " columns; the engine takes at most " + std::to_string(kMaxColumns));
+    fail("a weight has " + std::to_string(view.columns) + " columns; the engine takes at most " +
+         std::to_string(kMaxColumns));
   SparseMatrix out;
   out.rows = view.rows;
   out.columns = view.columns;
@@ -68,9 +72,12 @@ SparseMatrix compress(const DenseView& view) {
 }
 
 SparseMatrix decode(const EncodedMatrix& e) {
-  require(e.rows > 0 && e.columns > 0 && e.columns <= kMaxColumns && e.counts.size() == static_cast<std::size_t>(e.rows), "encoded weight: impossible shape");
+  require(
+      e.rows > 0 && e.columns > 0 && e.columns <= kMaxColumns && e.counts.size() == static_cast<std::size_t>(e.rows),
+      "encoded weight: impossible shape");
   const std::size_t n = e.low.size();
-  require(e.middle.size() == n && e.top.size() == n && n <= UINT32_MAX, "encoded weight: the values' bytes differ in number");
+  require(e.middle.size() == n && e.top.size() == n && n <= UINT32_MAX,
+          "encoded weight: the values' bytes differ in number");
   SparseMatrix out;
   out.rows = e.rows;
   out.columns = e.columns;
@@ -91,7 +98,9 @@ SparseMatrix decode(const EncodedMatrix& e) {
       column += e.gaps[gap++] + 1;
       require(column < e.columns, "encoded weight: a column index is out of range");
       out.indices[at] = static_cast<std::uint16_t>(column);
-      out.values[at] = std::bit_cast<float>(static_cast<std::uint32_t>(e.low[at]) | static_cast<std::uint32_t>(e.middle[at]) << 16 | static_cast<std::uint32_t>(e.top[at]) << 24);
+      out.values[at] =
+          std::bit_cast<float>(static_cast<std::uint32_t>(e.low[at]) | static_cast<std::uint32_t>(e.middle[at]) << 16 |
+                               static_cast<std::uint32_t>(e.top[at]) << 24);
     }
     out.starts[m + 1] = static_cast<std::uint32_t>(at);
   }
@@ -101,10 +110,12 @@ SparseMatrix decode(const EncodedMatrix& e) {
 
 void check(const SparseMatrix& s) {
   require(s.rows >= 0 && s.columns >= 0 && s.columns <= kMaxColumns, "sparse weight: impossible shape");
-  require(s.starts.size() == static_cast<std::size_t>(s.rows) + 1 && s.starts[0] == 0, "sparse weight: row starts do not fit the rows");
+  require(s.starts.size() == static_cast<std::size_t>(s.rows) + 1 && s.starts[0] == 0,
+          "sparse weight: row starts do not fit the rows");
   for (int m = 0; m < s.rows; ++m) {
     const std::uint32_t begin = s.starts[static_cast<std::size_t>(m)], end = s.starts[static_cast<std::size_t>(m) + 1];
-    require(begin <= end && end <= s.values.size() && end <= s.indices.size(), "sparse weight: row starts are not ascending");
+    require(begin <= end && end <= s.values.size() && end <= s.indices.size(),
+            "sparse weight: row starts are not ascending");
     for (std::uint32_t i = begin; i < end; ++i) {
       require(s.indices[i] < s.columns, "sparse weight: a column index is out of range");
       require(i == begin || s.indices[i - 1] < s.indices[i], "sparse weight: column indices are not ascending");
@@ -125,7 +136,8 @@ WeightStats stats(const SparseMatrix& s) {
   return out;
 }
 
-Weight::Weight(const SparseMatrix& matrix, WeightFormat format, int chunk, int panel_width) : nonzeros_(matrix.nonzeros()) {
+Weight::Weight(const SparseMatrix& matrix, WeightFormat format, int chunk, int panel_width)
+    : nonzeros_(matrix.nonzeros()) {
   require(chunk > 0 && chunk <= max_chunk(panel_width), "weight chunk out of range");
   packed_.format = format;
   packed_.rows = matrix.rows;
@@ -153,7 +165,9 @@ void Weight::pack_dense(const SparseMatrix& s) {
   values_.resize(static_cast<std::size_t>(packed_.units) * kRowBlock * static_cast<std::size_t>(s.columns));
   values_.zero();
   for (int m = 0; m < s.rows; ++m) {
-    float* quad = values_.data() + static_cast<std::size_t>(m / kRowBlock) * kRowBlock * static_cast<std::size_t>(s.columns) + m % kRowBlock;
+    float* quad = values_.data() +
+                  static_cast<std::size_t>(m / kRowBlock) * kRowBlock * static_cast<std::size_t>(s.columns) +
+                  m % kRowBlock;
     for (std::uint32_t i = s.starts[static_cast<std::size_t>(m)]; i < s.starts[static_cast<std::size_t>(m) + 1]; ++i)
       quad[static_cast<std::size_t>(s.indices[i]) * kRowBlock] = s.values[i];
   }
@@ -193,7 +207,8 @@ void Weight::pack_blocks(const SparseMatrix& s, int panel_width) {
   std::uint32_t at = 0;
   for (int c = 0; c < packed_.chunks; ++c) {
     const int first = c * packed_.chunk, last = std::min(s.columns, first + packed_.chunk);
-    std::uint32_t* starts = starts_.data() + static_cast<std::size_t>(c) * (static_cast<std::size_t>(packed_.units) + 1);
+    std::uint32_t* starts =
+        starts_.data() + static_cast<std::size_t>(c) * (static_cast<std::size_t>(packed_.units) + 1);
     for (int u = 0; u < packed_.units; ++u) {
       starts[u] = at;
       const int rows = std::min(kRowBlock, s.rows - u * kRowBlock);
@@ -207,7 +222,8 @@ void Weight::pack_blocks(const SparseMatrix& s, int panel_width) {
         offsets_[at] = static_cast<std::uint16_t>((column - first) * panel_width);
         for (int q = 0; q < rows; ++q) {
           const std::size_t m = static_cast<std::size_t>(u * kRowBlock + q);
-          if (next[m] < s.starts[m + 1] && s.indices[next[m]] == column) values_[static_cast<std::size_t>(at) * kRowBlock + static_cast<std::size_t>(q)] = s.values[next[m]++];
+          if (next[m] < s.starts[m + 1] && s.indices[next[m]] == column)
+            values_[static_cast<std::size_t>(at) * kRowBlock + static_cast<std::size_t>(q)] = s.values[next[m]++];
         }
         ++at;
       }
@@ -235,8 +251,10 @@ void Weight::split_rows(int parts, std::span<int> bounds) const {
     int low = bounds[static_cast<std::size_t>(p) - 1] / kRowBlock, high = quads;
     while (low < high) {
       const int middle = (low + high) / 2;
-      if (entries(middle) * parts < all * p) low = middle + 1;
-      else high = middle;
+      if (entries(middle) * parts < all * p)
+        low = middle + 1;
+      else
+        high = middle;
     }
     bounds[static_cast<std::size_t>(p)] = std::min(low * kRowBlock, packed_.rows);
   }

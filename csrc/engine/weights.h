@@ -33,8 +33,8 @@ inline constexpr int kMaxColumns = 65536;  // column indices are 16 bits wide
 
 // NaN counts as a nonzero; -0.0 does not.
 SparseMatrix compress(const DenseView& view);
-// The form plans store: nonzeros per row, the zeros before each (255 stands for 255 zeros and no nonzero), and the bytes
-// of the values apart. Throws Error when the parts contradict each other.
+// The form plans store: nonzeros per row, the zeros before each (255 stands for 255 zeros and no nonzero), and the
+// bytes of the values apart. Throws Error when the parts contradict each other.
 struct EncodedMatrix {
   int rows = 0;
   int columns = 0;

@@ -1,9 +1,9 @@
 // The kernels of one instruction set, as a table of plain functions. This file is the contract; every set obeys it.
 //
 // Token panels. Activations of NB tokens stand feature by feature: x[feature][NB], the token being the SIMD lane.
-// NB = lanes * max_groups is fixed per instruction set; a *group* is `lanes` neighbouring tokens. A panel may hold fewer
-// than max_groups groups: kernels then leave the lanes beyond alone. Feature counts of buffers are rounded up to a
-// multiple of kRowBlock, so that kernels may write whole row blocks.
+// NB = lanes * max_groups is fixed per instruction set; a *group* is `lanes` neighbouring tokens. A panel may hold
+// fewer than max_groups groups: kernels then leave the lanes beyond alone. Feature counts of buffers are rounded up to
+// a multiple of kRowBlock, so that kernels may write whole row blocks.
 //
 // ISA files define these functions in an anonymous namespace and export nothing but their table: an inline function
 // compiled for AVX must never be the copy that the linker keeps for everybody.
@@ -23,8 +23,8 @@ enum class WeightFormat : std::uint8_t {
 
 enum class Unary : std::uint8_t {
   identity,
-  gelu,        // 0.5 x (1 + erf(x / sqrt 2))
-  gelu_tanh,   // 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+  gelu,       // 0.5 x (1 + erf(x / sqrt 2))
+  gelu_tanh,  // 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
   relu,
   tanh,
   sigmoid,
@@ -36,6 +36,8 @@ enum class Unary : std::uint8_t {
   abs,
   neg,
   reciprocal,
+  elu,       // x, or e^x - 1 below zero
+  softplus,  // log(1 + e^x)
 };
 
 enum class Binary : std::uint8_t { add, sub, mul, div };
@@ -72,13 +74,13 @@ struct AttentionTask {
   int length = 0;                   // tokens of the sequence; the last group may be partly unused
   int first_group = 0;              // queries: groups [first_group, last_group)
   int last_group = 0;
-  int head_size = 0;                // D
-  int value_size = 0;               // Dv
+  int head_size = 0;   // D
+  int value_size = 0;  // Dv
   float scale = 1.0f;
   const float* key_bias = nullptr;  // [length], added to every score of that key
   const float* bias = nullptr;      // [length keys][bias_stride], queries contiguous
   long bias_stride = 0;
-  float* scratch = nullptr;         // attention_scratch(Dv) floats
+  float* scratch = nullptr;  // attention_scratch(Dv) floats
 };
 
 struct KernelSet {
@@ -88,14 +90,18 @@ struct KernelSet {
 
   // y rows [first_row, last_row) of a panel of `groups` groups. x: [K][NB], y: [M][NB]. Row bounds are multiples of
   // kRowBlock (or M). x and y must not overlap; residual may be y.
-  void (*linear)(const PackedWeight& w, const float* x, float* y, int groups, int first_row, int last_row, const Epilogue& e);
-  // x: [F][NB] in place of y allowed. y = (x - mean) / sqrt(var + epsilon) * gamma + beta over features; beta may be null.
-  void (*layer_norm)(const float* x, float* y, int features, int groups, const float* gamma, const float* beta, float epsilon);
+  void (*linear)(const PackedWeight& w, const float* x, float* y, int groups, int first_row, int last_row,
+                 const Epilogue& e);
+  // x: [F][NB] in place of y allowed. y = (x - mean) / sqrt(var + epsilon) * gamma + beta over features; beta may be
+  // null.
+  void (*layer_norm)(const float* x, float* y, int features, int groups, const float* gamma, const float* beta,
+                     float epsilon);
   // [F][NB], in place allowed.
   void (*unary)(Unary op, const float* x, float* y, int features, int groups);
   // y = a op b. b is a panel [F][NB], or with `b_vector` one number per feature ([F]); `b_step` 0 repeats b[0].
-  void (*binary)(Binary op, const float* a, const float* b, float* y, int features, int groups, bool b_vector, int b_step);
-  void (*softmax)(const float* x, float* y, int features, int groups);                             // over features
+  void (*binary)(Binary op, const float* a, const float* b, float* y, int features, int groups, bool b_vector,
+                 int b_step);
+  void (*softmax)(const float* x, float* y, int features, int groups);                      // over features
   void (*l2_normalize)(const float* x, float* y, int features, int groups, float epsilon);  // x / max(|x|, epsilon)
   void (*attention)(const AttentionTask& task);
   long (*attention_scratch)(int value_size);

@@ -1,5 +1,5 @@
-// Every kernel over the vector type V, and the table that holds them. An ISA file defines V and MAX_GROUPS, includes this
-// inside its anonymous namespace, and exports the table.
+// Every kernel over the vector type V, and the table that holds them. An ISA file defines V and MAX_GROUPS, includes
+// this inside its anonymous namespace, and exports the table.
 
 // Loops over registers: arrays of vectors stay in memory unless these are unrolled before anything else happens.
 #define UNROLL _Pragma("GCC unroll 16")
@@ -7,10 +7,10 @@
 constexpr int NB = V::lanes * MAX_GROUPS;
 
 #include "kernels/activation/activation.inl"
-#include "kernels/norm/norm.inl"
+#include "kernels/attention/attention.inl"
 #include "kernels/layout/layout.inl"
 #include "kernels/linear/linear.inl"
-#include "kernels/attention/attention.inl"
+#include "kernels/norm/norm.inl"
 
 constexpr KernelSet make_kernel_set(const char* name) {
   KernelSet set{};

@@ -79,7 +79,8 @@ std::vector<Candidate> candidates(const WeightStats& s, int lanes, int groups) {
     add(WeightFormat::unstructured, bytes);
     add(WeightFormat::block4x1, bytes);
   }
-  std::stable_sort(found.begin(), found.end(), [](const Candidate& a, const Candidate& b) { return a.cycles < b.cycles; });
+  std::stable_sort(found.begin(), found.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.cycles < b.cycles; });
   return found;
 }
 

@@ -63,26 +63,26 @@ inline int run(int argc, char** argv) {
 
 }  // namespace testing
 
-#define TEST(name)                                            \
-  static void name();                                         \
+#define TEST(name)                                                \
+  static void name();                                             \
   static const ::testing::Register register_##name{#name, &name}; \
   static void name()
 
 // CHECK(condition, parts of a message...)
-#define CHECK(condition, ...)                                                                                         \
-  do {                                                                                                                \
-    ++::testing::checks();                                                                                            \
+#define CHECK(condition, ...)                                                                                          \
+  do {                                                                                                                 \
+    ++::testing::checks();                                                                                             \
     if (!(condition)) ::testing::report(__FILE__, __LINE__, ::testing::text("CHECK(" #condition ") ", ##__VA_ARGS__)); \
   } while (false)
 
-#define CHECK_THROWS(expression, fragment)                                                                       \
-  do {                                                                                                           \
-    ++::testing::checks();                                                                                       \
-    try {                                                                                                        \
-      expression;                                                                                                \
-      ::testing::report(__FILE__, __LINE__, #expression " did not throw");                                       \
-    } catch (const ::espalier::Error& error) {                                                                   \
-      if (std::string(error.what()).find(fragment) == std::string::npos)                                         \
+#define CHECK_THROWS(expression, fragment)                                                                          \
+  do {                                                                                                              \
+    ++::testing::checks();                                                                                          \
+    try {                                                                                                           \
+      expression;                                                                                                   \
+      ::testing::report(__FILE__, __LINE__, #expression " did not throw");                                          \
+    } catch (const ::espalier::Error& error) {                                                                      \
+      if (std::string(error.what()).find(fragment) == std::string::npos)                                            \
         ::testing::report(__FILE__, __LINE__, ::testing::text(#expression " threw another error: ", error.what())); \
-    }                                                                                                            \
+    }                                                                                                               \
   } while (false)

@@ -55,10 +55,12 @@ void compare(const char* where, const float* panel, int width, int lanes, int fi
              const espalier::reference::Result& want) {
   for (int f = first; f < last; ++f) {
     for (int lane = 0; lane < lanes; ++lane) {
-      const std::size_t i = static_cast<std::size_t>(f) * static_cast<std::size_t>(lanes) + static_cast<std::size_t>(lane);
-      const double got = panel[static_cast<std::size_t>(f) * static_cast<std::size_t>(width) + static_cast<std::size_t>(lane)];
-      CHECK(agrees(got, want.value[i], want.bound[i]), where, ": feature ", f, " lane ", lane, ": got ", got, ", expected ",
-            want.value[i], " within ", want.bound[i]);
+      const std::size_t i =
+          static_cast<std::size_t>(f) * static_cast<std::size_t>(lanes) + static_cast<std::size_t>(lane);
+      const double got =
+          panel[static_cast<std::size_t>(f) * static_cast<std::size_t>(width) + static_cast<std::size_t>(lane)];
+      CHECK(agrees(got, want.value[i], want.bound[i]), where, ": feature ", f, " lane ", lane, ": got ", got,
+            ", expected ", want.value[i], " within ", want.bound[i]);
     }
   }
 }

@@ -111,9 +111,7 @@ def _export(path: Path, name: str, attention: str, opset: int, dynamo: bool) -> 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model, (), str(path), kwargs={key: example[key] for key in inputs}, dynamo=dynamo, **kwargs
-        )
+        torch.onnx.export(model, (), str(path), kwargs={key: example[key] for key in inputs}, dynamo=dynamo, **kwargs)
 
 
 @pytest.fixture(scope="session")
@@ -165,10 +163,13 @@ def _evaluate(graph: Graph, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarra
         names = [name for name in dict.fromkeys(node.proto.input) if name]
         types = [helper.np_dtype_to_tensor_dtype(known[name].dtype) for name in names]
         inputs = [
-            helper.make_tensor_value_info(name, kind, known[name].shape) for name, kind in zip(names, types, strict=True)
+            helper.make_tensor_value_info(name, kind, known[name].shape)
+            for name, kind in zip(names, types, strict=True)
         ]
         made = [name for name in node.outputs if name]
-        body = helper.make_graph([node.proto], "one", inputs, [helper.make_empty_tensor_value_info(name) for name in made])
+        body = helper.make_graph(
+            [node.proto], "one", inputs, [helper.make_empty_tensor_value_info(name) for name in made]
+        )
         model = helper.make_model(body, opset_imports=opsets, ir_version=10)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         results = session.run(None, {name: known[name] for name in names})
@@ -196,7 +197,7 @@ def _assert_agrees(path: Path, graph: Graph, tolerance: float = 2e-5, batch: int
 
 @pytest.fixture(scope="session")
 def assert_agrees() -> Callable[..., None]:
-    """``assert_agrees(path, graph)``: the graph gives what ONNX Runtime gives on valid tokens, padded masks included."""
+    """``assert_agrees(path, graph)``: what ONNX Runtime gives on valid tokens, padded masks included."""
     pytest.importorskip("onnxruntime")
     return _assert_agrees
 

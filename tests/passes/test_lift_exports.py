@@ -103,7 +103,9 @@ def test_relative_positions(export: Callable[..., Path]) -> None:
     assert {n.inputs[4] for n in graph.nodes if n.op == "Attention"} == {bias.outputs[0]}
 
 
-def test_unnamed_extents_get_one_name(export: Callable[..., Path], assert_agrees: Callable[..., None], tmp_path: Path) -> None:
+def test_unnamed_extents_get_one_name(
+    export: Callable[..., Path], assert_agrees: Callable[..., None], tmp_path: Path
+) -> None:
     import onnx
 
     model = onnx.load(export("bert qa", "eager", 17))
@@ -139,7 +141,9 @@ def test_fixed_extents(
 
 
 @pytest.mark.parametrize("keep", [False, True], ids=["half edges", "float edges"])
-def test_half_precision(export: Callable[..., Path], assert_agrees: Callable[..., None], tmp_path: Path, keep: bool) -> None:
+def test_half_precision(
+    export: Callable[..., Path], assert_agrees: Callable[..., None], tmp_path: Path, keep: bool
+) -> None:
     import onnx
 
     convert = pytest.importorskip("onnxruntime.transformers.float16").convert_float_to_float16

@@ -109,7 +109,7 @@ def ops(graph: Graph) -> list[str]:
     return [n.op if n.is_native else "!" + n.op for n in graph.nodes]
 
 
-# --- activations ----------------------------------------------------------------------------------------------------
+# --- activations --------------------
 
 
 def gelu_torch(m: Model, x: str) -> str:
@@ -183,7 +183,7 @@ def test_almost_gelu_is_not_gelu(lift: Lift) -> None:
     assert all(n.is_native for n in graph.nodes)
 
 
-# --- normalisation ----------------------------------------------------------------------------------------------------
+# --- normalisation --------------------
 
 
 def norm_torch(m: Model, x: str, gamma: str, beta: str, epsilon: float) -> str:
@@ -258,7 +258,7 @@ def test_a_norm_with_epsilon_added_is_not_the_engines(lift: Lift) -> None:
     assert "L2Normalize" not in ops(lift(m, m.op("Div", "x", norm)))
 
 
-# --- linear layers ----------------------------------------------------------------------------------------------------
+# --- linear layers --------------------
 
 
 def test_gemm_over_flattened_tokens(lift: Lift) -> None:
@@ -285,7 +285,7 @@ def test_scalars_are_gathered_and_applied_where_needed(lift: Lift) -> None:
     assert all(n.is_native for n in graph.nodes)
 
 
-# --- attention ----------------------------------------------------------------------------------------------------------
+# --- attention --------------------
 
 
 def attention(m: Model, scale: str = "scores", mask: Callable[[Model, str], str] | None = None) -> str:
@@ -413,7 +413,7 @@ def test_two_sources_are_not_one_attention(lift: Lift) -> None:
     assert "Attention" not in ops(lift(m, m.merged(m.op("MatMul", m.op("Softmax", scores, axis=-1), v))))
 
 
-# --- pooling, heads, the rest -------------------------------------------------------------------------------------------
+# --- pooling, heads, the rest --------------------
 
 
 @pytest.mark.parametrize("form", ["gather", "gather 1-d", "slice"])
@@ -471,7 +471,7 @@ def test_spans_unstacked_along_the_first_axis(lift: Lift) -> None:
 def test_an_unknown_operator_keeps_its_reason(lift: Lift) -> None:
     m = Model()
     graph = lift(m, m.linear(m.op("HardSwish", m.linear("x"))))
-    assert ops(graph) == ["Linear", "!HardSwish", "Linear"] or "!HardSwish" in ops(graph)
+    assert ops(graph)[:2] == ["Linear", "!HardSwish"]
     assert next(n for n in graph.nodes if not n.is_native).why == "the engine has no HardSwish"
 
 

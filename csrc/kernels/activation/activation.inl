@@ -17,7 +17,8 @@ inline V exp(V x) {
   p = fma(p, r, V::splat(1.0f));
   V y = p * pow2(n);
   // Between 88 and the overflow threshold the clamped argument is short by x - 88.
-  y = select_lt(V::splat(88.0f), x, y * (V::splat(1.0f) + (x - clamped) + V::splat(0.5f) * (x - clamped) * (x - clamped)), y);
+  y = select_lt(V::splat(88.0f), x,
+                y * (V::splat(1.0f) + (x - clamped) + V::splat(0.5f) * (x - clamped) * (x - clamped)), y);
   y = select_lt(high, x, V::splat(__builtin_inff()), y);
   return select_lt(x, low, V::zero(), y);
 }
@@ -41,9 +42,10 @@ inline V exp_nonpositive(V x) {
 
 // erf(z) / z for |z| <= 4, as a degree-16 polynomial in s = z^2 / 8 - 1 interpolated at Chebyshev nodes.
 inline V erf_over_x(V s) {
-  constexpr float c[] = {3.535309964e-01f,  -1.765761719e-01f, 1.316750015e-01f,  -1.077133612e-01f, 9.021204267e-02f,  -7.468753070e-02f,
-                         5.985599358e-02f,  -4.601432136e-02f, 3.321700110e-02f,  -2.166253226e-02f, 1.390814621e-02f,  -1.008590697e-02f,
-                         5.577363688e-03f,  -1.076942104e-03f, 6.166107098e-04f,  -1.372815090e-03f, 5.964250754e-04f};
+  constexpr float c[] = {3.535309964e-01f,  -1.765761719e-01f, 1.316750015e-01f,  -1.077133612e-01f, 9.021204267e-02f,
+                         -7.468753070e-02f, 5.985599358e-02f,  -4.601432136e-02f, 3.321700110e-02f,  -2.166253226e-02f,
+                         1.390814621e-02f,  -1.008590697e-02f, 5.577363688e-03f,  -1.076942104e-03f, 6.166107098e-04f,
+                         -1.372815090e-03f, 5.964250754e-04f};
   V p = V::splat(c[16]);
   for (int i = 15; i >= 0; --i) p = fma(p, s, V::splat(c[i]));
   return p;
@@ -84,6 +86,19 @@ inline V gelu_tanh(V x) {
   return V::splat(0.5f) * x * (V::splat(1.0f) + tanh(inner));
 }
 
+inline V elu(V x) { return select_lt(x, V::zero(), exp(x) - V::splat(1.0f), x); }
+
+// log(1 + e^x) = max(x, 0) + log(1 + u) with u = e^-|x|, and log(1 + u) = 2 atanh(u / (2 + u)), whose series ends
+// quickly.
+inline V softplus(V x) {
+  const V u = exp_nonpositive(V::zero() - abs(x));
+  const V t = u / (u + V::splat(2.0f));
+  const V t2 = t * t;
+  V p = V::splat(1.0f / 15.0f);
+  UNROLL for (int k = 13; k >= 1; k -= 2) p = fma(p, t2, V::splat(1.0f / static_cast<float>(k)));
+  return fma(V::splat(2.0f) * t, p, max(V::zero(), x));
+}
+
 template <class F>
 void map_panel(const float* x, float* y, int features, int groups, F f) {
   for (int i = 0; i < features; ++i, x += NB, y += NB)
@@ -121,6 +136,10 @@ void unary_panel(Unary op, const float* x, float* y, int features, int groups) {
       return map([](V v) { return V::zero() - v; });
     case Unary::reciprocal:
       return map([](V v) { return V::splat(1.0f) / v; });
+    case Unary::elu:
+      return map([](V v) { return elu(v); });
+    case Unary::softplus:
+      return map([](V v) { return softplus(v); });
   }
 }
 
@@ -128,13 +147,15 @@ template <class F>
 void zip_panel(const float* a, const float* b, float* y, int features, int groups, bool b_vector, int b_step, F f) {
   for (int i = 0; i < features; ++i, a += NB, y += NB) {
     for (int g = 0; g < groups; ++g) {
-      const V other = b_vector ? V::broadcast(b + static_cast<long>(i) * b_step) : V::load(b + static_cast<long>(i) * NB + g * V::lanes);
+      const V other = b_vector ? V::broadcast(b + static_cast<long>(i) * b_step)
+                               : V::load(b + static_cast<long>(i) * NB + g * V::lanes);
       f(V::load(a + g * V::lanes), other).store(y + g * V::lanes);
     }
   }
 }
 
-void binary_panel(Binary op, const float* a, const float* b, float* y, int features, int groups, bool b_vector, int b_step) {
+void binary_panel(Binary op, const float* a, const float* b, float* y, int features, int groups, bool b_vector,
+                  int b_step) {
   const auto zip = [&](auto f) { zip_panel(a, b, y, features, groups, b_vector, b_step, f); };
   switch (op) {
     case Binary::add:

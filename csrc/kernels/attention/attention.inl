@@ -1,14 +1,16 @@
 // softmax(scale Q K^T + bias) V for one head of one sequence, queries as lanes.
 //
 // S^T[key][query lanes] = K Q^T broadcasts keys against query vectors; the softmax is vertical; O^T[d][query lanes] =
-// V^T P^T broadcasts values against probabilities. Nothing is transposed. Keys go by tiles with a running maximum and sum
-// (online softmax, Milakov and Gimelshein 2018), so scratch does not grow with the sequence.
+// V^T P^T broadcasts values against probabilities. Nothing is transposed. Keys go by tiles with a running maximum and
+// sum (online softmax, Milakov and Gimelshein 2018), so scratch does not grow with the sequence.
 
 constexpr int kKeyTile = 256;
 constexpr int kKeyBlock = 4;
 
 // scratch: S^T or P^T [kKeyTile][NB], then O^T [Dv][NB].
-long attention_scratch_floats(int value_size) { return static_cast<long>(kKeyTile + kKeyBlock + value_size + kRowBlock) * NB; }
+long attention_scratch_floats(int value_size) {
+  return static_cast<long>(kKeyTile + kKeyBlock + value_size + kRowBlock) * NB;
+}
 
 template <int R>
 inline void score_tile(const AttentionTask& t, int query_group, int first_key, int keys, float* s) {
@@ -19,8 +21,7 @@ inline void score_tile(const AttentionTask& t, int query_group, int first_key, i
     const int key = first_key + j;
     const float* k = t.k[key / V::lanes] + key % V::lanes;
     V acc[kKeyBlock][R];
-    UNROLL for (int i = 0; i < kKeyBlock; ++i)
-      UNROLL for (int r = 0; r < R; ++r) acc[i][r] = V::zero();
+    UNROLL for (int i = 0; i < kKeyBlock; ++i) UNROLL for (int r = 0; r < R; ++r) acc[i][r] = V::zero();
     for (int d = 0; d < t.head_size; ++d) {
       V lane[R];
       UNROLL for (int r = 0; r < R; ++r) lane[r] = V::load(q[r] + static_cast<long>(d) * NB);
@@ -29,16 +30,17 @@ inline void score_tile(const AttentionTask& t, int query_group, int first_key, i
         UNROLL for (int r = 0; r < R; ++r) acc[i][r] = fma(kd, lane[r], acc[i][r]);
       }
     }
-    UNROLL for (int i = 0; i < kKeyBlock; ++i)
-      UNROLL for (int r = 0; r < R; ++r) (acc[i][r] * scale).store(s + static_cast<long>(j + i) * NB + r * V::lanes);
+    UNROLL for (int i = 0; i < kKeyBlock; ++i) UNROLL for (int r = 0; r < R; ++r)(acc[i][r] * scale)
+        .store(s + static_cast<long>(j + i) * NB + r * V::lanes);
   }
 }
 
 template <int R, int N>
-inline void value_rows(const AttentionTask& t, int d, int first_key, int keys, const float* p, const V (&start)[R], float* o) {
+inline void value_rows(const AttentionTask& t, int d, int first_key, int keys, const float* p, const V (&start)[R],
+                       float* o) {
   V acc[N][R];
-  UNROLL for (int i = 0; i < N; ++i)
-    UNROLL for (int r = 0; r < R; ++r) acc[i][r] = V::load(o + static_cast<long>(i) * NB + r * V::lanes) * start[r];
+  UNROLL for (int i = 0; i < N; ++i) UNROLL for (int r = 0; r < R; ++r) acc[i][r] =
+      V::load(o + static_cast<long>(i) * NB + r * V::lanes) * start[r];
   for (int j = 0; j < keys;) {
     const int key = first_key + j;
     const float* v = t.v[key / V::lanes] + static_cast<long>(d) * NB;
@@ -52,8 +54,8 @@ inline void value_rows(const AttentionTask& t, int d, int first_key, int keys, c
       }
     }
   }
-  UNROLL for (int i = 0; i < N; ++i)
-    UNROLL for (int r = 0; r < R; ++r) acc[i][r].store(o + static_cast<long>(i) * NB + r * V::lanes);
+  UNROLL for (int i = 0; i < N; ++i) UNROLL for (int r = 0; r < R; ++r) acc[i][r].store(o + static_cast<long>(i) * NB +
+                                                                                        r * V::lanes);
 }
 
 template <int R>
@@ -75,7 +77,9 @@ void attend(const AttentionTask& t, int query_group) {
     for (int j = 0; j < keys; ++j) {
       float* row = s + static_cast<long>(j) * NB;
       const V key_bias = t.key_bias == nullptr ? V::zero() : V::broadcast(t.key_bias + first + j);
-      const float* bias = t.bias == nullptr ? nullptr : t.bias + (first + j) * t.bias_stride + static_cast<long>(query_group) * V::lanes;
+      const float* bias = t.bias == nullptr
+                              ? nullptr
+                              : t.bias + (first + j) * t.bias_stride + static_cast<long>(query_group) * V::lanes;
       UNROLL for (int r = 0; r < R; ++r) {
         V score = V::load(row + r * V::lanes);
         if (bias != nullptr) score = score + V::load(bias + r * V::lanes);
@@ -99,13 +103,15 @@ void attend(const AttentionTask& t, int query_group) {
       }
     }
     int d = 0;
-    for (; d + 4 <= t.value_size; d += 4) value_rows<R, 4>(t, d, first, keys, s, correction, o + static_cast<long>(d) * NB);
+    for (; d + 4 <= t.value_size; d += 4)
+      value_rows<R, 4>(t, d, first, keys, s, correction, o + static_cast<long>(d) * NB);
     for (; d < t.value_size; ++d) value_rows<R, 1>(t, d, first, keys, s, correction, o + static_cast<long>(d) * NB);
   }
   UNROLL for (int r = 0; r < R; ++r) {
     const V inverse = V::splat(1.0f) / sum[r];
     float* out = t.out[query_group + r];
-    for (int d = 0; d < t.value_size; ++d) (V::load(o + static_cast<long>(d) * NB + r * V::lanes) * inverse).store(out + static_cast<long>(d) * NB);
+    for (int d = 0; d < t.value_size; ++d)
+      (V::load(o + static_cast<long>(d) * NB + r * V::lanes) * inverse).store(out + static_cast<long>(d) * NB);
   }
 }
 

@@ -1,7 +1,7 @@
 // y = act(W x + bias) or W x + bias + residual, for W dense, unstructured or 4x1.
 //
-// R is the number of groups in the panel. A weight is broadcast against R vectors of tokens. Columns are taken in chunks
-// whose slice of the panel stays in the L1 cache; between chunks the partial sums rest in y.
+// R is the number of groups in the panel. A weight is broadcast against R vectors of tokens. Columns are taken in
+// chunks whose slice of the panel stays in the L1 cache; between chunks the partial sums rest in y.
 
 template <int R>
 inline void start_row(V (&acc)[R], bool first, const float* y, const Epilogue& e, int row) {
@@ -10,8 +10,8 @@ inline void start_row(V (&acc)[R], bool first, const float* y, const Epilogue& e
     return;
   }
   const V bias = e.bias == nullptr ? V::zero() : V::broadcast(e.bias + row);
-  UNROLL for (int r = 0; r < R; ++r)
-    acc[r] = e.residual == nullptr ? bias : bias + V::load(e.residual + static_cast<long>(row) * NB + r * V::lanes);
+  UNROLL for (int r = 0; r < R; ++r) acc[r] =
+      e.residual == nullptr ? bias : bias + V::load(e.residual + static_cast<long>(row) * NB + r * V::lanes);
 }
 
 template <int R>
@@ -109,7 +109,8 @@ void linear_panel(const PackedWeight& w, const float* x, float* y, int first_row
 }
 
 template <int R = MAX_GROUPS>
-void linear(const PackedWeight& w, const float* x, float* y, int groups, int first_row, int last_row, const Epilogue& e) {
+void linear(const PackedWeight& w, const float* x, float* y, int groups, int first_row, int last_row,
+            const Epilogue& e) {
   if (groups == R) return linear_panel<R>(w, x, y, first_row, last_row, e);
   if constexpr (R > 1) linear<R - 1>(w, x, y, groups, first_row, last_row, e);
 }

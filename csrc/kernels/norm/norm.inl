@@ -30,7 +30,8 @@ void layer_norm_groups(const float* x, float* y, int features, const float* gamm
 }
 
 template <int R = MAX_GROUPS>
-void layer_norm_panel(const float* x, float* y, int features, int groups, const float* gamma, const float* beta, float epsilon) {
+void layer_norm_panel(const float* x, float* y, int features, int groups, const float* gamma, const float* beta,
+                      float epsilon) {
   if (groups == R) return layer_norm_groups<R>(x, y, features, gamma, beta, epsilon);
   if constexpr (R > 1) layer_norm_panel<R - 1>(x, y, features, groups, gamma, beta, epsilon);
 }
@@ -47,7 +48,8 @@ void softmax_panel(const float* x, float* y, int features, int groups) {
       sum = sum + e;
       e.store(yg + static_cast<long>(i) * NB);
     }
-    for (int i = 0; i < features; ++i) (V::load(yg + static_cast<long>(i) * NB) / sum).store(yg + static_cast<long>(i) * NB);
+    for (int i = 0; i < features; ++i)
+      (V::load(yg + static_cast<long>(i) * NB) / sum).store(yg + static_cast<long>(i) * NB);
   }
 }
 
@@ -61,6 +63,7 @@ void l2_normalize_panel(const float* x, float* y, int features, int groups, floa
       sum = fma(v, v, sum);
     }
     const V norm = max(V::splat(epsilon), sqrt(sum));
-    for (int i = 0; i < features; ++i) (V::load(xg + static_cast<long>(i) * NB) / norm).store(yg + static_cast<long>(i) * NB);
+    for (int i = 0; i < features; ++i)
+      (V::load(xg + static_cast<long>(i) * NB) / norm).store(yg + static_cast<long>(i) * NB);
   }
 }

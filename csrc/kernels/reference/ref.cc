@@ -212,7 +212,8 @@ Result attention(const std::vector<float>& q, const std::vector<float>& k, const
         size += std::fabs(term);
       }
       out.value[at(d, length, i)] = y;
-      out.bound[at(d, length, i)] = (2.0 * worst + (length + 16) * kEpsilon) * size + length * static_cast<double>(FLT_MIN);
+      out.bound[at(d, length, i)] =
+          (2.0 * worst + (length + 16) * kEpsilon) * size + length * static_cast<double>(FLT_MIN);
     }
   }
   return out;

@@ -1,7 +1,7 @@
 // What every kernel computes, in plain double precision: the definitions that tests hold all kernel sets to.
 //
-// Panels are given with their width: x[feature * width + lane]. Results are [feature][lane] over `lanes` lanes. `bound`,
-// where there is one, is the error that float arithmetic may make under the stated formula.
+// Panels are given with their width: x[feature * width + lane]. Results are [feature][lane] over `lanes` lanes.
+// `bound`, where there is one, is the error that float arithmetic may make under the stated formula.
 #pragma once
 
 #include <vector>
@@ -24,14 +24,15 @@ double unary(Unary op, double x);
 double unary_bound(Unary op, double x, double y);
 double binary(Binary op, double a, double b);
 
-// Rows [first, last) of act(W x + bias) or W x + bias + residual; weight is dense [M][K]. Only nonzero weights count, so
-// that 0 * inf does not. bound: (K + 4) epsilon (sum |w x| + |bias| + |residual|), carried through the activation.
+// Rows [first, last) of act(W x + bias) or W x + bias + residual; weight is dense [M][K]. Only nonzero weights count,
+// so that 0 * inf does not. bound: (K + 4) epsilon (sum |w x| + |bias| + |residual|), carried through the activation.
 Result linear(const float* weight, int rows, int columns, const float* x, int width, int lanes, int first, int last,
               const Epilogue& e);
 
-// bound: mean off by d = (F + 2) epsilon mean|x|, then (2 d / sigma (1 + |z|) + (F + 8) epsilon |z|) |gamma| + epsilon |beta|
-// for z = (x - mean) / sigma.
-Result layer_norm(const float* x, int features, int width, int lanes, const float* gamma, const float* beta, float epsilon);
+// bound: mean off by d = (F + 2) epsilon mean|x|, then (2 d / sigma (1 + |z|) + (F + 8) epsilon |z|) |gamma| + epsilon
+// |beta| for z = (x - mean) / sigma.
+Result layer_norm(const float* x, int features, int width, int lanes, const float* gamma, const float* beta,
+                  float epsilon);
 
 // bound: (F + 10 + |x - max|) epsilon y, and the smallest normal number below which exp gives 0.
 Result softmax(const float* x, int features, int width, int lanes);
@@ -44,7 +45,8 @@ Result l2_normalize(const float* x, int features, int width, int lanes, float ep
 // the lowest float comes out uniform. value is [Dv][query].
 // bound: with e the largest error of a score, (2 e + (length + 16) epsilon) sum p |v|.
 Result attention(const std::vector<float>& q, const std::vector<float>& k, const std::vector<float>& v, int length,
-                 int head_size, int value_size, float scale, const float* key_bias, const float* bias, long bias_stride);
+                 int head_size, int value_size, float scale, const float* key_bias, const float* bias,
+                 long bias_stride);
 
 // panel[f][lane] = rows[lane][f], or 0 for a null row.
 Result transpose_in(const float* const* rows, int count, int features);

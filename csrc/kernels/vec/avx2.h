@@ -19,7 +19,12 @@ inline V max(V a, V b) { return {_mm256_max_ps(a.r, b.r)}; }
 inline V min(V a, V b) { return {_mm256_min_ps(a.r, b.r)}; }
 inline V sqrt(V a) { return {_mm256_sqrt_ps(a.r)}; }
 inline V abs(V a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.r)}; }
-inline V select_lt(V a, V b, V yes, V no) { return {_mm256_blendv_ps(no.r, yes.r, _mm256_cmp_ps(a.r, b.r, _CMP_LT_OQ))}; }
+inline V select_lt(V a, V b, V yes, V no) {
+  return {_mm256_blendv_ps(no.r, yes.r, _mm256_cmp_ps(a.r, b.r, _CMP_LT_OQ))};
+}
 inline V round(V a) { return {_mm256_round_ps(a.r, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // 2^n for integral n in [-126, 127].
-inline V pow2(V n) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.r), _mm256_set1_epi32(127)), 23))}; }
+inline V pow2(V n) {
+  return {
+      _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.r), _mm256_set1_epi32(127)), 23))};
+}

@@ -22,4 +22,6 @@ inline V abs(V a) { return {vabsq_f32(a.r)}; }
 inline V select_lt(V a, V b, V yes, V no) { return {vbslq_f32(vcltq_f32(a.r, b.r), yes.r, no.r)}; }
 inline V round(V a) { return {vrndnq_f32(a.r)}; }
 // 2^n for integral n in [-126, 127].
-inline V pow2(V n) { return {vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n.r), vdupq_n_s32(127)), 23))}; }
+inline V pow2(V n) {
+  return {vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n.r), vdupq_n_s32(127)), 23))};
+}

@@ -84,14 +84,15 @@ def run(model: Path, inputs: Path, output: Path, threads: int | None, no_tune: b
 @main.command(short_help="Write a plan: one file that loads at once.")
 @_MODEL
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The plan to write (.espalier).")
+@click.option("--exact", is_flag=True, help="Keep embedding tables in float32 instead of 16-bit integers with scales.")
 @_THREADS
 @_NO_TUNE
 @debug_option
-def compile(model: Path, output: Path, threads: int | None, no_tune: bool) -> None:
+def compile(model: Path, output: Path, exact: bool, threads: int | None, no_tune: bool) -> None:
     """Compile MODEL into a plan: one file that loads at once, its size in proportion to the nonzeros."""
     files.check_output(output, [model])
     with show.status("compiling"), files.replacing(output) as temporary:
-        espalier.compile(model, temporary, threads=threads, tune=not no_tune)
+        espalier.compile(model, temporary, threads=threads, tune=not no_tune, exact=exact)
     size = output.stat().st_size
     before = files.size_of(model)
     show.say(f"wrote {output}: {size / 1e6:.1f} MB, {size / before:.0%} of {model.name or model}")

@@ -97,7 +97,9 @@ class Tuner:
         try:
             lines = Path("/proc/cpuinfo").read_text().splitlines()
             fields = [
-                line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "model\t", "stepping"))
+                line.partition(":")[2].strip()
+                for line in lines
+                if line.startswith(("model name", "model\t", "stepping"))
             ]
             model = " ".join(fields[:3]) or model
         except OSError:

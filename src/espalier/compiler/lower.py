@@ -1,8 +1,8 @@
 """Lowering: a native graph becomes an engine program.
 
 The engine works on packed tokens, so what the graph says about batches (masks, positions, biases) is separated here
-into :class:`Plumbing`, which :mod:`espalier.compiler.native` follows at every run. Epilogues are fused on the way: the sum of
-embeddings, a linear layer with its activation or its residual.
+into :class:`Plumbing`, which :mod:`espalier.compiler.native` follows at every run. Epilogues are fused on the way:
+the sum of embeddings, a linear layer with its activation or its residual.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from espalier._native import Program, SparseMatrix
 
 ENGINE_ACTIVATIONS = frozenset(
-    "gelu gelu_tanh relu tanh sigmoid silu quick_gelu erf exp sqrt abs neg reciprocal".split()
+    ("gelu", "gelu_tanh", "relu", "tanh", "sigmoid", "silu", "quick_gelu", "erf", "exp", "sqrt", "abs", "neg")
+    + ("reciprocal", "elu", "softplus")
 )
 _BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
 _HARD_MASK = -1000.0
@@ -208,9 +209,7 @@ class Lowering:
         total = self._features[value.id]
         rows = np.arange(value.width + 1, dtype=np.uint32)
         indices = np.arange(value.first, value.first + value.width, dtype=np.uint16)
-        matrix = _native.SparseMatrix.from_parts(
-            value.width, total, rows, indices, np.ones(value.width, np.float32)
-        )
+        matrix = _native.SparseMatrix.from_parts(value.width, total, rows, indices, np.ones(value.width, np.float32))
         weight = _native.Weight(matrix, "unstructured", self._chunk(matrix), self.tuner.isa)
         id_ = self.program.add_linear(f"{name}/slice", value.id, weight, None)
         picked = _Value(id_, value.domain, 0, value.width, True)
@@ -234,10 +233,13 @@ class Lowering:
     def _constant(self, name: str) -> np.ndarray | None:
         return self.graph.constants.get(name)
 
-    def _vector(self, name: str, width: int) -> np.ndarray | None:
-        """A constant as one float32 per feature; None for an absent operand."""
-        if not name:
-            return None
+    def _optional_vector(self, node: Node, operand: int, width: int) -> np.ndarray | None:
+        """As ``_vector``, None for an operand that is absent."""
+        name = node.inputs[operand] if len(node.inputs) > operand else ""
+        return self._vector(name, width) if name else None
+
+    def _vector(self, name: str, width: int) -> np.ndarray:
+        """A constant as one float32 per feature."""
         array = np.asarray(self.graph.constants[name], np.float32).reshape(-1)
         return np.ascontiguousarray(np.broadcast_to(array, (width,)))
 
@@ -286,7 +288,7 @@ class Lowering:
 
     def _lower_embedding(self, node: Node) -> None:
         table, ids = node.inputs
-        constant = self.graph.constants[table]
+        constant: Any = self.graph.constants[table]  # an array, or the stored form of one
         number = self._index_input(ids)
         if isinstance(constant, ScaledTable):
             entry: tuple[Any, np.ndarray | None, int] = (constant.integers, constant.scales, number)
@@ -335,7 +337,7 @@ class Lowering:
                 weight.bytes,
             )
         )
-        bias = self._vector(node.inputs[2] if len(node.inputs) > 2 else "", matrix.rows)
+        bias = self._optional_vector(node, 2, matrix.rows)
         self._unused[node.inputs[1]] -= 1
         if not self._unused[node.inputs[1]]:
             del self._matrices[node.inputs[1]]  # the packed form replaces it
@@ -384,15 +386,18 @@ class Lowering:
             return self._binary_constant(node, a, b)
         if a in self.graph.constants:
             return self._constant_binary(node, a, b)
-        if node.op == "Add" and a != b:
-            if self._add_sums(node, a, b) or self._add_residual(node, a, b) or self._add_residual(node, b, a):
-                return None
+        absorbed = node.op == "Add" and a != b and self._absorb_add(node, a, b)
+        if absorbed:
+            return None
         x, y = self._whole(a), self._whole(b)
         if x.domain != y.domain:
             raise UnsupportedModelError(f"{node.op} {node.name!r} mixes tokens and whole sequences")
         id_ = self.program.add_binary(self._label(node), _BINARY[node.op], x.id, y.id)
         self._define(node.outputs[0], self._new(id_, x.domain, x.width))
         return None
+
+    def _absorb_add(self, node: Node, a: str, b: str) -> bool:
+        return self._add_sums(node, a, b) or self._add_residual(node, a, b) or self._add_residual(node, b, a)
 
     def _add_sums(self, node: Node, a: str, b: str) -> bool:
         x, y = self._values.get(a), self._values.get(b)
@@ -436,7 +441,7 @@ class Lowering:
     def _lower_layernorm(self, node: Node) -> None:
         x = self._whole(node.inputs[0])
         gamma = self._vector(node.inputs[1], x.width)
-        beta = self._vector(node.inputs[2] if len(node.inputs) > 2 else "", x.width)
+        beta = self._optional_vector(node, 2, x.width)
         id_ = self.program.add_layer_norm(self._label(node), x.id, gamma, beta, float(node.attrs["epsilon"]))
         self._define(node.outputs[0], self._new(id_, x.domain, x.width))
 
@@ -525,12 +530,14 @@ class Lowering:
 
 
 def _key_major(function: HostFunction, spare: int) -> HostFunction:
-    """``[B|1, H|1, S|1, S]`` (queries, keys) as the engine reads it: keys first, ``spare`` unused queries at the end."""
+    """``[B|1, H|1, S|1, S]`` (queries, keys) with keys first and ``spare`` unused queries at the end."""
 
     def key_major(feeds: dict[str, np.ndarray], batch: int, seq: int) -> np.ndarray:
         bias = np.asarray(function(feeds, batch, seq), np.float32)
         if bias.ndim != 4 or bias.shape[2] not in (1, seq) or bias.shape[3] not in (1, seq):
-            raise InputShapeError(f"an attention bias has shape {bias.shape}; expected [batch or 1, heads or 1, {seq}, {seq}]")
+            raise InputShapeError(
+                f"an attention bias has shape {bias.shape}; expected [batch or 1, heads or 1, {seq}, {seq}]"
+            )
         out = np.zeros((*bias.shape[:2], seq, seq + spare), np.float32)
         out[..., :seq] = bias.swapaxes(-1, -2)
         return out

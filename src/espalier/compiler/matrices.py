@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 _ESCAPE = 255
 
 
+def _corrupt(what: str) -> ModelFormatError:
+    return ModelFormatError(f"a sparse weight of the plan is corrupt ({what}); compile the model again")
+
+
 class StoredMatrix:
     """A float32 matrix in some compact form. Behaves like a read-only array: shape, dtype, ``numpy.asarray``."""
 
@@ -53,7 +57,8 @@ class SparseConstant(StoredMatrix):
 
     ``counts`` uint32 ``[rows]``: nonzeros per row. ``gaps`` uint8: zeros before each nonzero of its row, 255 standing
     for 255 zeros and no nonzero. A float32 is split where its bytes differ in kind: ``low`` uint16 ``[n]`` and
-    ``middle`` uint8 ``[n]`` are mantissa; ``top`` uint8, sign and most of the exponent, takes few values and is deflated.
+    ``middle`` uint8 ``[n]`` are mantissa; ``top`` uint8, sign and most of the exponent, takes few values and is
+    deflated.
     """
 
     shape: tuple[int, int]
@@ -100,18 +105,15 @@ class SparseConstant(StoredMatrix):
         try:
             top = inflate.decompress(self.top.tobytes(), max(1, self.nonzeros))
         except zlib.error as error:
-            raise ModelFormatError(f"a sparse weight of the plan is corrupt: {error}; compile the model again") from error
+            raise _corrupt(str(error)) from error
         if len(top) != self.nonzeros or len(self.middle) != self.nonzeros:
-            raise ModelFormatError(
-                f"a sparse weight of the plan has {self.nonzeros} nonzeros but {len(top)} exponents and "
-                f"{len(self.middle)} mantissas; compile the model again"
-            )
+            raise _corrupt(f"{self.nonzeros} nonzeros, {len(top)} exponents, {len(self.middle)} mantissas")
         try:
             return _native.SparseMatrix.decode(
                 *self.shape, self.counts, self.gaps, self.low, self.middle, np.frombuffer(top, np.uint8)
             )
         except EngineError as error:
-            raise ModelFormatError(f"a sparse weight of the plan is corrupt: {error}; compile the model again") from error
+            raise _corrupt(str(error)) from error
 
     def _dense(self) -> np.ndarray:
         matrix = self.matrix()
@@ -141,4 +143,5 @@ class ScaledTable(StoredMatrix):
         return cls(np.clip(np.rint(table / safe[:, None]), -32767, 32767).astype(np.int16), scales)
 
     def _dense(self) -> np.ndarray:
-        return self.integers.astype(np.float32) * self.scales[:, None]
+        table: np.ndarray = self.integers.astype(np.float32) * self.scales[:, None]
+        return table

@@ -96,9 +96,7 @@ class NativeProgram:
             return int(shape[0]), int(shape[1])
         return int(feeds[self._plumbing.floats[0][0]].shape[0]), 1
 
-    def _pack(
-        self, feeds: Mapping[str, np.ndarray], batch: int, seq: int, own: np.ndarray | None = None
-    ) -> _Packing:
+    def _pack(self, feeds: Mapping[str, np.ndarray], batch: int, seq: int, own: np.ndarray | None = None) -> _Packing:
         """Which tokens run. ``own``: the true length of each row when the padding is ours."""
         plumbing = self._plumbing
         columns = np.arange(seq)
@@ -131,7 +129,7 @@ class NativeProgram:
     def _execute(self, feeds: Mapping[str, np.ndarray], packing: _Packing, batch: int, seq: int) -> list[np.ndarray]:
         plumbing = self._plumbing
         tokens = int(packing.lengths.sum())
-        outputs = [np.empty(0)] * len(plumbing.outputs)
+        outputs: list[np.ndarray] = [np.empty(0)] * len(plumbing.outputs)
         for output in plumbing.outputs:
             rows = tokens if output.domain == "token" else batch
             outputs[output.number] = np.empty((rows, output.width), np.float32)

@@ -314,9 +314,7 @@ def _step(step: dict[str, Any], tensors: dict[str, np.ndarray]) -> Step:
     # The dialect's constants are arrays to every reader; a stored matrix is one in all that readers ask of it.
     constants: dict[str, Any] = {name: _stored(entry, tensors) for name, entry in stored["constants"].items()}
     types = {name: _type(kind) for name, kind in stored["types"].items()}
-    graph = Graph(
-        str(stored["name"]), _names(stored["inputs"]), _names(stored["outputs"]), nodes_, constants, types
-    )
+    graph = Graph(str(stored["name"]), _names(stored["inputs"]), _names(stored["outputs"]), nodes_, constants, types)
     return NativeSegment(graph, bool(step["exact_padding"]))
 
 
@@ -325,7 +323,12 @@ def _stored(entry: dict[str, Any], tensors: dict[str, np.ndarray]) -> np.ndarray
         return tensors[entry["data"]]
     if entry["form"] == "scaled":
         integers, scales = tensors[entry["integers"]], tensors[entry["scales"]]
-        if integers.dtype != np.int16 or scales.dtype != np.float32 or integers.ndim != 2 or scales.shape != (len(integers),):
+        if (
+            integers.dtype != np.int16
+            or scales.dtype != np.float32
+            or integers.ndim != 2
+            or scales.shape != (len(integers),)
+        ):
             raise ValueError("a rounded table has parts of the wrong type or shape")
         return ScaledTable(integers, scales)
     if entry["form"] != "sparse":

@@ -47,7 +47,7 @@ def read(path: str | Path) -> Graph:
 
 def _read(path: Path, data: mmap.mmap) -> Graph:
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     stripped, large = _strip(data)
     model = onnx.ModelProto()
@@ -113,7 +113,7 @@ def _strip_graph(
 def _tensor(
     view: memoryview, start: int, stop: int
 ) -> tuple[str, list[bytes | memoryview], tuple[int, list[int], int, int]] | None:
-    """Name, encoding without raw data, and (type, dims, offset, length) of a tensor; None if it has no large raw data."""
+    """Name, encoding without raw data, and (type, dims, offset, length) of a tensor; None without large raw data."""
     name, element, dims = "", 0, list[int]()
     raw: tuple[int, int] | None = None
     head: list[bytes | memoryview] = []
@@ -158,7 +158,9 @@ def _constants(
         if tensor.name in constants:
             raise ModelFormatError(f"initializer {tensor.name!r} is stored twice")
         if tensor.name in large:
-            constants[tensor.name] = tensors.from_bytes(tensor.name, *large[tensor.name][:2], data, *large[tensor.name][2:])
+            constants[tensor.name] = tensors.from_bytes(
+                tensor.name, *large[tensor.name][:2], data, *large[tensor.name][2:]
+            )
         else:
             constants[tensor.name] = tensors.from_proto(tensor, folders, maps)
     for sparse in graph.sparse_initializer:
@@ -205,7 +207,8 @@ def _graph(model: Any, constants: dict[str, np.ndarray]) -> Graph:
         for name in proto.input:
             if name and name not in made:
                 raise ModelFormatError(
-                    f"node {proto.name or proto.op_type!r} reads {name!r}, which no input, initializer or earlier node makes"
+                    f"node {proto.name or proto.op_type!r} reads {name!r}, "
+                    "which no input, initializer or earlier node makes"
                 )
         for name in proto.output:
             if name and name in made:

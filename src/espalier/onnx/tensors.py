@@ -167,6 +167,7 @@ def _inside(name: str, location: str, folders: Sequence[Path]) -> Path:
     path = (folders[0] / location).resolve()
     if not any(path.is_relative_to(folder.resolve()) for folder in folders):
         raise ModelFormatError(
-            f"initializer {name!r} refers to the external file {location!r}, a link that leads outside the model's folder"
+            f"initializer {name!r} refers to the external file {location!r}, "
+            "a link that leads outside the model's folder"
         )
     return path

@@ -23,7 +23,7 @@ Rule = Callable[[list[Maybe], Attrs, int], Any]
 RULES: dict[str, Rule] = {}
 
 
-class CannotEvaluate(Exception):
+class EvaluationError(Exception):
     """The node is not a pure function of NumPy arrays, or its inputs do not fit."""
 
 
@@ -62,7 +62,7 @@ def attribute_values(proto: Any) -> dict[str, Any]:
 
 
 def evaluate(node: Node, attrs: Attrs, inputs: list[Maybe], opset: int) -> list[Array]:
-    """Outputs of one ONNX node. Raises CannotEvaluate."""
+    """Outputs of one ONNX node. Raises EvaluationError."""
     rule = RULES.get(node.op) if node.domain == "" else None
     if rule is None:
         return _reference(node, inputs, opset)
@@ -70,14 +70,14 @@ def evaluate(node: Node, attrs: Attrs, inputs: list[Maybe], opset: int) -> list[
         with np.errstate(all="ignore"):
             result = rule(inputs, attrs, opset)
     except (ValueError, TypeError, IndexError, AttributeError, KeyError, OverflowError, ZeroDivisionError) as error:
-        raise CannotEvaluate(f"{node.op}: {error}") from error
+        raise EvaluationError(f"{node.op}: {error}") from error
     outputs = result if isinstance(result, list) else [result]
     return [np.asarray(o) for o in outputs]
 
 
 def _reference(node: Node, inputs: list[Maybe], opset: int) -> list[Array]:
     if node.proto is None or node.domain != "" or node.op.startswith("Random") or node.op in ("If", "Loop", "Scan"):
-        raise CannotEvaluate(f"{node.op} is not evaluated here")
+        raise EvaluationError(f"{node.op} is not evaluated here")
     import onnx
     from onnx.reference import ReferenceEvaluator
 
@@ -91,13 +91,13 @@ def _reference(node: Node, inputs: list[Maybe], opset: int) -> list[Array]:
         feeds = {name: value for name, value in zip(node.inputs, inputs, strict=True) if value is not None}
         results = run.run(None, {name: feeds[name] for name in names})
     except Exception as error:  # the reference implementation raises whatever its NumPy code meets
-        raise CannotEvaluate(f"{node.op}: {error}") from error
+        raise EvaluationError(f"{node.op}: {error}") from error
     return [np.asarray(r) for r in results]
 
 
 def need(value: Maybe) -> Array:
     if value is None:
-        raise CannotEvaluate("a required input is absent")
+        raise EvaluationError("a required input is absent")
     return value
 
 
@@ -123,7 +123,8 @@ _UNARY: dict[str, Callable[[Array], Any]] = {
     "Sqrt": np.sqrt, "Exp": np.exp, "Log": np.log, "Tanh": np.tanh, "Abs": np.abs, "Neg": np.negative,
     "Floor": np.floor, "Ceil": np.ceil, "Round": np.rint, "Not": np.logical_not, "IsNaN": np.isnan, "Sign": np.sign,
     "Reciprocal": lambda x: (1 / x).astype(x.dtype), "Relu": lambda x: np.maximum(x, x.dtype.type(0)),
-    "Sigmoid": lambda x: (1 / (1 + np.exp(-x))).astype(x.dtype), "Softplus": lambda x: np.logaddexp(x, 0).astype(x.dtype),
+    "Sigmoid": lambda x: (1 / (1 + np.exp(-x))).astype(x.dtype),
+    "Softplus": lambda x: np.logaddexp(x, 0).astype(x.dtype),
     "Sin": np.sin, "Cos": np.cos, "Identity": lambda x: x, "Softsign": lambda x: x / (1 + np.abs(x)),
     "BitwiseNot": np.invert,
 }  # fmt: skip
@@ -159,7 +160,9 @@ def _gelu(i: list[Maybe], a: Attrs, opset: int) -> Array:
 def _div(i: list[Maybe], a: Attrs, opset: int) -> Array:
     x, y = need(i[0]), need(i[1])
     if x.dtype.kind in "iu":
-        return np.asarray(np.trunc(x / y) if x.dtype == object else np.sign(x) * np.sign(y) * (abs(x) // abs(y))).astype(x.dtype)
+        return np.asarray(
+            np.trunc(x / y) if x.dtype == object else np.sign(x) * np.sign(y) * (abs(x) // abs(y))
+        ).astype(x.dtype)
     return np.asarray(x / y)
 
 
@@ -170,7 +173,7 @@ def _mod(i: list[Maybe], a: Attrs, opset: int) -> Array:
 
 @_rule("Min", "Max", "Sum")
 def _many(i: list[Maybe], a: Attrs, opset: int) -> Array:
-    raise CannotEvaluate("replaced below")
+    raise EvaluationError("replaced below")
 
 
 RULES["Min"] = lambda i, a, o: _fold(np.minimum, i)
@@ -207,8 +210,8 @@ def _cast(i: list[Maybe], a: Attrs, opset: int) -> Array:
     from espalier.onnx.tensors import dtype_of
 
     dtype = dtype_of(a["to"])
-    if dtype is None or dtype == object:
-        raise CannotEvaluate(f"Cast to element type {a['to']}")
+    if dtype is None or dtype.hasobject:
+        raise EvaluationError(f"Cast to element type {a['to']}")
     return need(i[0]).astype(dtype)
 
 
@@ -219,11 +222,16 @@ def _cast_like(i: list[Maybe], a: Attrs, opset: int) -> Array:
 
 @_rule("Constant")
 def _constant(i: list[Maybe], a: Attrs, opset: int) -> Array:
-    for key, dtype in (("value_int", np.int64), ("value_ints", np.int64), ("value_float", np.float32), ("value_floats", np.float32)):
+    for key, dtype in (
+        ("value_int", np.int64),
+        ("value_ints", np.int64),
+        ("value_float", np.float32),
+        ("value_floats", np.float32),
+    ):
         if key in a:
             return np.asarray(a[key], dtype)
     if "value" not in a or not isinstance(a["value"], np.ndarray):
-        raise CannotEvaluate("a Constant of strings or of a sparse tensor")
+        raise EvaluationError("a Constant of strings or of a sparse tensor")
     return np.asarray(a["value"])
 
 
@@ -231,10 +239,10 @@ def _constant(i: list[Maybe], a: Attrs, opset: int) -> Array:
 def _constant_of_shape(i: list[Maybe], a: Attrs, opset: int) -> Array:
     dims = [int(d) for d in need(i[0]).ravel()]
     if math.prod(dims) > 1 << 24:
-        raise CannotEvaluate("ConstantOfShape is too big")
+        raise EvaluationError("ConstantOfShape is too big")
     value = a.get("value", np.zeros(1, np.float32))
     if not isinstance(value, np.ndarray) or value.size != 1:
-        raise CannotEvaluate("ConstantOfShape of an odd value")
+        raise EvaluationError("ConstantOfShape of an odd value")
     return np.full(dims, value.ravel()[0], value.dtype)
 
 
@@ -252,7 +260,7 @@ def _size(i: list[Maybe], a: Attrs, opset: int) -> Array:
 def _range(i: list[Maybe], a: Attrs, opset: int) -> Array:
     start, stop, step = (need(v).item() for v in i)
     if step == 0 or abs((stop - start) / step) > 1 << 24:
-        raise CannotEvaluate("Range is too big")
+        raise EvaluationError("Range is too big")
     return np.arange(start, stop, step, dtype=need(i[0]).dtype)
 
 
@@ -325,8 +333,8 @@ def _gather_elements(i: list[Maybe], a: Attrs, opset: int) -> Array:
 def _gather_nd(i: list[Maybe], a: Attrs, opset: int) -> Array:
     x, index = need(i[0]), need(i[1])
     if a.get("batch_dims", 0):
-        raise CannotEvaluate("GatherND with batch_dims")
-    return x[tuple(np.moveaxis(index, -1, 0))]
+        raise EvaluationError("GatherND with batch_dims")
+    return np.asarray(x[tuple(np.moveaxis(index, -1, 0))])
 
 
 @_rule("Slice")
@@ -355,14 +363,14 @@ def _split(i: list[Maybe], a: Attrs, opset: int) -> list[Array]:
     axis = a.get("axis", 0)
     sizes = a.get("split") or (i[1] if len(i) > 1 else None)
     if sizes is None:
-        raise CannotEvaluate("Split into equal parts")
+        raise EvaluationError("Split into equal parts")
     return list(np.split(x, np.cumsum(sizes)[:-1], axis))
 
 
 @_rule("CumSum")
 def _cumsum(i: list[Maybe], a: Attrs, opset: int) -> Array:
     if a.get("exclusive") or a.get("reverse"):
-        raise CannotEvaluate("CumSum that is exclusive or reverse")
+        raise EvaluationError("CumSum that is exclusive or reverse")
     x = need(i[0])
     return np.cumsum(x, int(need(i[1]).ravel()[0]), dtype=x.dtype)
 
@@ -377,10 +385,10 @@ def _trilu(i: list[Maybe], a: Attrs, opset: int) -> Array:
 def _one_hot(i: list[Maybe], a: Attrs, opset: int) -> Array:
     index, depth, values = need(i[0]), int(need(i[1]).ravel()[0]), need(i[2])
     if depth > 1 << 16:
-        raise CannotEvaluate("OneHot is too deep")
+        raise EvaluationError("OneHot is too deep")
     axis = a.get("axis", -1) % (index.ndim + 1)
     hot = np.moveaxis(np.asarray(index)[..., None] % depth == np.arange(depth), -1, axis)
-    return np.where(hot, values[1], values[0])
+    return np.asarray(np.where(hot, values[1], values[0]))
 
 
 @_rule("Softmax")
@@ -388,7 +396,7 @@ def _softmax(i: list[Maybe], a: Attrs, opset: int) -> Array:
     x = need(i[0])
     axis = a.get("axis", -1 if opset >= 13 else 1)
     if opset < 13 and axis % x.ndim != x.ndim - 1:
-        raise CannotEvaluate("Softmax over flattened axes")
+        raise EvaluationError("Softmax over flattened axes")
     e = np.exp(x - x.max(axis, keepdims=True))
     return np.asarray(e / e.sum(axis, keepdims=True))
 
@@ -399,7 +407,9 @@ def _reducer(function: Callable[..., Any]) -> Rule:
         axes = axes_of(i, a)
         if not axes and a.get("noop_with_empty_axes"):
             return x
-        return np.asarray(function(x, axis=tuple(axes) if axes else None, keepdims=bool(a.get("keepdims", 1)))).astype(x.dtype)
+        return np.asarray(function(x, axis=tuple(axes) if axes else None, keepdims=bool(a.get("keepdims", 1)))).astype(
+            x.dtype
+        )
 
     return rule
 

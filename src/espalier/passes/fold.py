@@ -7,13 +7,16 @@ are converted once here. Transposes and reshapes of weights are NumPy views.
 from __future__ import annotations
 
 from espalier.ir.graph import Graph, Node, TensorType
-from espalier.passes.evaluate import CannotEvaluate, attributes, evaluate
+from espalier.passes.evaluate import EvaluationError, attributes, evaluate
 
 SMALL = 1 << 16
 """Elements. Larger arrays take part only in views and in conversions of the element type."""
 
 VIEWS = frozenset({"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Shape", "Size"})
-RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+RANDOM = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+
 
 def fold(graph: Graph) -> Graph:
     """Evaluate every node that depends on constants alone, in place; returns ``graph``."""
@@ -49,10 +52,8 @@ def _evaluate(graph: Graph, node: Node, opset: int, outputs: set[str]) -> bool:
     if any(out in outputs for out in node.outputs):
         return False  # a graph output needs a node that makes it
     try:
-        results = evaluate(
-            node, attributes(node), [graph.constants[n] if n else None for n in node.inputs], opset
-        )
-    except CannotEvaluate:
+        results = evaluate(node, attributes(node), [graph.constants[n] if n else None for n in node.inputs], opset)
+    except EvaluationError:
         return False
     if len(results) < len(node.outputs):
         return False

@@ -9,12 +9,12 @@ def lift(graph: Graph) -> Graph:
     """The graph with everything that is proven to be an encoder's part lifted; the rest stays foreign, with ``why``."""
     # The rule modules register themselves.
     from espalier.passes.lifting import extents, rules_fused, rules_layout, rules_math  # noqa: F401
-    from espalier.passes.lifting.lifter import Lifter, SameExtent
+    from espalier.passes.lifting.lifter import Lifter, SameExtentError
 
     while True:
         try:
             return Lifter(graph).run()
-        except SameExtent as same:
+        except SameExtentError as same:
             # One symbol fewer each time, so this ends.
             graph = _renamed(graph, same.old, same.new)
 

@@ -106,7 +106,9 @@ def _four(value: Scores) -> bool:
 
 def combine(lift: Lifter, node: Node, left: Value | None, right: Value | None) -> Value | None:
     """Scores times or divided by a number, or plus a mask."""
-    scores, other, other_name = (left, right, node.inputs[1]) if isinstance(left, Scores) else (right, left, node.inputs[0])
+    scores, other, other_name = (
+        (left, right, node.inputs[1]) if isinstance(left, Scores) else (right, left, node.inputs[0])
+    )
     if not isinstance(scores, Scores) or isinstance(other, Scores) or scores.normal:
         return None
     plain = not scores.key_mask and not scores.bias

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from espalier.ir.graph import Node
-from espalier.passes.evaluate import CannotEvaluate
+from espalier.passes.evaluate import EvaluationError
 from espalier.passes.lifting.lifter import INTEGERS, Lifter, Result, rule
 from espalier.passes.lifting.values import Constant, Extents, Value
 from espalier.passes.symbolic import ONE, Expr
@@ -140,7 +140,7 @@ def elementwise(lift: Lifter, op: str, inputs: list[Value | None]) -> Extents | 
     try:
         spread = np.broadcast_arrays(*arrays)
         entries = [function(*entry) for entry in zip(*(a.ravel() for a in spread), strict=True)]
-    except (CannotEvaluate, ValueError, TypeError):
+    except (EvaluationError, ValueError, TypeError):
         return None
     return of(entries, spread[0].shape)
 
@@ -150,7 +150,7 @@ def _div(a: Expr, b: Expr) -> Expr:
     if quotient is None:
         x, y = a.number, b.number
         if x is None or y is None or y == 0 or x < 0 or y < 0:
-            raise CannotEvaluate("a quotient that is not exact")
+            raise EvaluationError("a quotient that is not exact")
         return Expr.of(x // y)
     return quotient
 
@@ -159,13 +159,13 @@ def _equal(a: Any, b: Any) -> bool:
     if a == b:
         return True
     if isinstance(a, Expr) and isinstance(b, Expr) and not a.never_equals(b):
-        raise CannotEvaluate("two extents may or may not be equal")
+        raise EvaluationError("two extents may or may not be equal")
     return False
 
 
 def _where(condition: Any, a: Any, b: Any) -> Any:
     if not isinstance(condition, bool):
-        raise CannotEvaluate("an undecided condition")
+        raise EvaluationError("an undecided condition")
     return a if condition else b
 
 
@@ -182,7 +182,7 @@ def _extreme(sign: int) -> Callable[..., Any]:
             elif all(c > 0 for c in others) and constant + sum(others) >= 0:
                 best = other
             elif not (all(c < 0 for c in others) and constant + sum(others) <= 0):
-                raise CannotEvaluate("two extents whose order is unknown")
+                raise EvaluationError("two extents whose order is unknown")
         return best
 
     return function

@@ -7,23 +7,22 @@ lifted only halfway costs nothing but is never lost, and a foreign node always f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from espalier.ir.graph import Graph, Node, TensorType, node_reads
-from espalier.passes.evaluate import CannotEvaluate, attributes
+from espalier.passes.evaluate import EvaluationError, attributes
 from espalier.passes.lifting.axes import Axes, shape_of
 from espalier.passes.lifting.probe import Prober
 from espalier.passes.lifting.values import (
     BF,
     BS,
     BSF,
-    SF,
     Constant,
     Extents,
     Masked,
-    OneHot,
     Opaque,
     Recognised,
     Row,
@@ -55,7 +54,7 @@ def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:
     return register
 
 
-class SameExtent(Exception):
+class SameExtentError(Exception):
     """Two symbols turned out to name one extent; the walk starts again with one name."""
 
     def __init__(self, old: str, new: str) -> None:
@@ -77,7 +76,13 @@ class Lifter:
         self.tried_rows: set[str] = set()
         self.nodes: list[Node] = []
         self.out = Graph(
-            graph.name, list(graph.inputs), list(graph.outputs), [], dict(graph.constants), dict(graph.types), dict(graph.opsets)
+            graph.name,
+            list(graph.inputs),
+            list(graph.outputs),
+            [],
+            dict(graph.constants),
+            dict(graph.types),
+            dict(graph.opsets),
         )
         self.made: dict[Any, Tensor] = {}
         self.derived: dict[Any, str] = {}
@@ -217,13 +222,15 @@ class Lifter:
         name = self.out.fresh(stem)
         self.out.types[name] = TensorType(dtype, shape)
         proto = onnx.helper.make_node(op, inputs, [name], name=name, **attrs)
-        self.nodes.append(Node(op, list(inputs), [name], domain="", name=name, proto=proto, why="computes an attention mask or bias"))
+        self.nodes.append(
+            Node(op, list(inputs), [name], domain="", name=name, proto=proto, why="computes an attention mask or bias")
+        )
         return name
 
     # --- the walk ----------------------------------------------------------------------------------------------
 
     def run(self) -> Graph:
-        """The lifted graph. Raises SameExtent when the walk has to start again."""
+        """The lifted graph. Raises SameExtentError when the walk has to start again."""
         from espalier.passes.lifting import regions
 
         for name in self.graph.inputs:
@@ -235,7 +242,7 @@ class Lifter:
             results = self._transfer(node)
             for name, value in zip(node.outputs, results, strict=False):
                 if name:
-                    self.values[name] = value
+                    self.values[name] = self._final(name, value)
             if not all(self._replaces(name) for name in node.outputs if name):
                 self.nodes.append(node)
                 if not node.why:
@@ -245,6 +252,15 @@ class Lifter:
                 if isinstance(value_, View) and not value_.base.integer:
                     regions.elementwise(self, name, value_)
         return self._finish()
+
+    def _final(self, name: str, value: Value) -> Value:
+        """A graph output with its pending scale applied."""
+        if name not in self.graph.outputs or not isinstance(value, View) or value.scale == 1.0:
+            return value
+        if value.base.integer or value.axes != value.base.axes():
+            return value
+        factor = self.scalar(value.scale)
+        return self.emit("Mul", [value.base.name, factor], {}, replace(value.base, name=""), name=name)
 
     def _input(self, name: str) -> Value:
         shape = self._declared(name)
@@ -277,7 +293,7 @@ class Lifter:
             try:
                 found = function(self, node, attrs, inputs)
                 why = f"this use of {node.op} is not one of the engine's"
-            except CannotEvaluate as error:
+            except EvaluationError as error:
                 why = str(error)
         results: list[Value | None]
         if found is None:
@@ -287,7 +303,10 @@ class Lifter:
         else:
             results = list(found)
         results += [None] * (len(node.outputs) - len(results))
-        return [Opaque(self._guess(node, name), why) if v is None else v for name, v in zip(node.outputs, results, strict=False)]
+        return [
+            Opaque(self._guess(node, name), why) if v is None else v
+            for name, v in zip(node.outputs, results, strict=False)
+        ]
 
     def _guess(self, node: Node, output: str) -> list[Expr] | None:
         """Shape of an opaque result: as its first input's for elementwise operators, else as declared."""
@@ -329,7 +348,9 @@ class Lifter:
         for name in out.inputs:
             kind = out.types[name]
             if kind.shape is not None:
-                out.types[name] = TensorType(kind.dtype, tuple(self.equal.get(d, d) if isinstance(d, str) else d for d in kind.shape))
+                out.types[name] = TensorType(
+                    kind.dtype, tuple(self.equal.get(d, d) if isinstance(d, str) else d for d in kind.shape)
+                )
         out.nodes = final
         out.prune()
         return out
@@ -404,6 +425,3 @@ def _dim(size: Expr) -> int | str:
     if number is not None:
         return number
     return repr(size)
-
-
-__all__ = ["RULES", "Lifter", "OneHot", "SameExtent", "rule"]

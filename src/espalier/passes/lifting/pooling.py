@@ -41,4 +41,6 @@ def divide(lift: Lifter, node: Node, left: Value | None, right: Value | None) ->
     x = lift.solid(left.x)
     lift.same_extents(left.mask, x)
     tensor = Tensor("", BF, x.batch, ONE, x.features)
-    return lift.emit("MaskedMean", [x.name, left.mask], {"epsilon": epsilon}, tensor, axes=left.axes, name=node.outputs[0])
+    return lift.emit(
+        "MaskedMean", [x.name, left.mask], {"epsilon": epsilon}, tensor, axes=left.axes, name=node.outputs[0]
+    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from espalier.ir.ops import relative_bias
-from espalier.passes.evaluate import CannotEvaluate, evaluate
+from espalier.passes.evaluate import EvaluationError, evaluate
 from espalier.passes.lifting.values import Constant, Extents, View
 from espalier.passes.symbolic import Expr
 
@@ -130,10 +130,10 @@ class Prober:
                 array = _mask(number + 3 * len(feeds), rng, shape)
             feeds[name] = array.astype(graph.types[name].dtype)
         first = next(iter(feeds.values()), np.zeros((batch, tokens)))
-        return Trial(*first.shape, symbols, feeds)
+        return Trial(first.shape[0], first.shape[1], symbols, feeds)
 
     def evaluate(self, name: str, trial: Trial) -> np.ndarray:
-        """The value on a probing batch. Raises CannotEvaluate."""
+        """The value on a probing batch. Raises EvaluationError."""
         env = trial.env
         stack = [name]
         while stack:
@@ -151,11 +151,11 @@ class Prober:
             else:
                 node = self.lifter.producers.get(current)
                 if node is None:
-                    raise CannotEvaluate(f"{current} is not computed from integer inputs")
+                    raise EvaluationError(f"{current} is not computed from integer inputs")
                 missing = [n for n in node.inputs if n and n not in env]
                 if missing:
                     if len(stack) > 100_000:
-                        raise CannotEvaluate("the subgraph is cyclic")
+                        raise EvaluationError("the subgraph is cyclic")
                     stack += missing
                     continue
                 inputs = [env[n] if n else None for n in node.inputs]
@@ -163,7 +163,7 @@ class Prober:
                 for output, result in zip(node.outputs, results, strict=False):
                     env[output] = result
                 if current not in env:
-                    raise CannotEvaluate(f"{node.op} made no {current}")
+                    raise EvaluationError(f"{node.op} made no {current}")
             if current in env:
                 stack.pop()
         return env[name]
@@ -172,7 +172,7 @@ class Prober:
         try:
             entries = [e.at(trial.symbols) if isinstance(e, Expr) else e for e in value.array.ravel()]
         except KeyError as error:
-            raise CannotEvaluate(f"the extent {error} is unknown") from error
+            raise EvaluationError(f"the extent {error} is unknown") from error
         dtype = self.lifter.dtype(name)
         return np.array(entries, dtype if dtype not in ("unknown", "object") else np.int64).reshape(value.array.shape)
 
@@ -182,7 +182,7 @@ class Prober:
             return None
         try:
             return [(trial, self.evaluate(name, trial)) for trial in self.trials(kind)]
-        except CannotEvaluate:
+        except EvaluationError:
             return None
 
     # --- attention masks -----------------------------------------------------------------------------------------
@@ -202,7 +202,11 @@ class Prober:
                     return None
                 hidden = np.broadcast_to((trial.feeds[leaf] == 0)[:, None, None, :], spread.shape)
                 values = np.unique(spread[hidden])
-                if spread[~hidden].any() or len(values) > 1 or (lowest is not None and len(values) and values[0] != lowest):
+                if (
+                    spread[~hidden].any()
+                    or len(values) > 1
+                    or (lowest is not None and len(values) and values[0] != lowest)
+                ):
                     break
                 if len(values):
                     lowest = float(values[0])
@@ -256,7 +260,7 @@ class Prober:
                 # Long enough that every bucket is met, the farthest included.
                 trial = self._trial("mask", 3, 1, distance + distance // 4)
                 array = self.evaluate(name, trial) if tables else np.zeros(0)
-            except CannotEvaluate:
+            except EvaluationError:
                 return None
             for table in tables:
                 buckets = table.array.shape[0]

@@ -15,7 +15,7 @@ import numpy as np
 
 from espalier.ir.graph import Node
 from espalier.ir.ops import ACTIVATIONS
-from espalier.passes.evaluate import CannotEvaluate, axes_of, evaluate
+from espalier.passes.evaluate import EvaluationError, evaluate
 from espalier.passes.lifting.values import BF, BSF, SF, Constant, Recognised, Value, View
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 MEMBERS = 40
 """Values. A region larger than this is not one activation or normalisation."""
 
-CURVED = frozenset({"Erf", "Tanh", "Sigmoid", "Exp", "Softplus", "Relu", "Clip", "Max", "Min", "Gelu", "HardSigmoid", "Elu"})
+CURVED = frozenset(
+    {"Erf", "Tanh", "Sigmoid", "Exp", "Softplus", "Relu", "Clip", "Max", "Min", "Gelu", "HardSigmoid", "Elu"}
+)
 POINTWISE = CURVED | frozenset({
     "Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Neg", "Abs", "Reciprocal", "Cast", "Identity", "Log", "Where", "Sum",
 })  # fmt: skip
@@ -63,14 +65,16 @@ def apply(lift: Lifter, name: str, found: Recognised) -> View | None:
     gamma = lift.constant(name + ".gamma", attrs["gamma"])
     beta = lift.constant(name + ".beta", attrs["beta"]) if attrs["beta"].any() else ""
     tensor = replace(solid, name="")
-    return lift.emit("LayerNorm", [solid.name, gamma, beta], {"epsilon": attrs["epsilon"]}, tensor, axes=x.axes, name=name)
+    return lift.emit(
+        "LayerNorm", [solid.name, gamma, beta], {"epsilon": attrs["epsilon"]}, tensor, axes=x.axes, name=name
+    )
 
 
 # --- regions -------------------------------------------------------------------------------------------------------
 
 
 def _region(lift: Lifter, source: str, ops: frozenset[str], width: int, rank: int) -> list[Node]:
-    """Nodes computed from ``source`` and constants alone, in order. ``width``: features of a row, 1 for scalars only."""
+    """Nodes computed from ``source`` and constants alone, in order. ``width``: features, 1 for scalars only."""
     members = {source}
     nodes: list[Node] = []
     queue = [source]
@@ -122,14 +126,18 @@ def _run(lift: Lifter, nodes: list[Node], source: str, x: np.ndarray) -> dict[st
                 inputs.append(env[name])
             elif isinstance(value, Constant):
                 array = value.array
-                inputs.append(array.astype(np.float64) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array)
+                inputs.append(
+                    array.astype(np.float64) if array.dtype.kind == "f" or array.dtype.name == "bfloat16" else array
+                )
             else:
                 inputs.append(None)
         attrs = lift.attributes(node)
         if any(name and name in lift.producers and name not in env for name in node.inputs[:1]):
             continue
         first = inputs[0]
-        if node.op in ("Expand", "Identity") or (node.op == "Cast" and lift.dtype(node.outputs[0]).startswith(("float", "bfloat"))):
+        if node.op in ("Expand", "Identity") or (
+            node.op == "Cast" and lift.dtype(node.outputs[0]).startswith(("float", "bfloat"))
+        ):
             if first is not None:
                 env[node.outputs[0]] = first
             continue
@@ -139,7 +147,7 @@ def _run(lift: Lifter, nodes: list[Node], source: str, x: np.ndarray) -> dict[st
             elif node.op == "Unsqueeze":
                 inputs, attrs = [first, np.array([-1])], {}
             env[node.outputs[0]] = evaluate(node, attrs, inputs, lift.opset)[0]
-        except CannotEvaluate:
+        except EvaluationError:
             continue
     return env
 
@@ -215,7 +223,7 @@ def _samples(width: int) -> np.ndarray:
     noise = rng.normal(size=(4 + len(SCALES) + 3, width))
     # Variance far above any epsilon: gamma is read off these rows.
     factors = np.array([0.0, 1e6, 1e6, 1e6, *SCALES, 1.0, 3.0, 0.05])
-    rows = noise * factors[:, None]
+    rows: np.ndarray = noise * factors[:, None]
     rows[-3:] += np.array([[0.5], [-2.0], [0.1]])
     return rows
 

@@ -13,7 +13,7 @@ from espalier.passes.lifting import attention
 from espalier.passes.lifting.axes import BATCH, FEATURE, KEY, TOKEN, Atom, Axes, axis
 from espalier.passes.lifting.lifter import Lifter, Result, rule
 from espalier.passes.lifting.probe import LOWEST
-from espalier.passes.lifting.rules_math import layer_norm, linear, rows
+from espalier.passes.lifting.rules_math import layer_norm, rows
 from espalier.passes.lifting.values import BSF, SF, Constant, Lengths, Scores, Tensor, Value, View
 from espalier.passes.symbolic import ONE
 
@@ -60,7 +60,12 @@ def _masked(lift: Lifter, scores: Scores, name: str) -> Scores | None:
 
 @rule("Attention")
 def onnx_attention(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    if attrs.get("is_causal") or attrs.get("softcap") or any(v is not None for v in inputs[4:]) or len(node.outputs) > 1:
+    if (
+        attrs.get("is_causal")
+        or attrs.get("softcap")
+        or any(v is not None for v in inputs[4:])
+        or len(node.outputs) > 1
+    ):
         return None
     q, k, v = inputs[:3]
     if not isinstance(q, View) or not isinstance(k, View) or not isinstance(v, View):
@@ -212,13 +217,12 @@ def embed_layer_norm(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: li
     columns = lift.emit(
         "Positions", [base.name], {"offset": offset[0]}, Tensor("", "1S", ONE, base.tokens, 1, True), integer=True
     )
-    places = lift.emit("Embedding", [lift.float32(positions), columns.base.name], {}, Tensor("", SF, ONE, base.tokens, width))
-    total = lift.emit("Add", [total.base.name, places.base.name], {}, tensor, name=(node.outputs + ["", "", ""])[2])
+    places = lift.emit(
+        "Embedding", [lift.float32(positions), columns.base.name], {}, Tensor("", SF, ONE, base.tokens, width)
+    )
+    total = lift.emit("Add", [total.base.name, places.base.name], {}, tensor, name=[*node.outputs, "", "", ""][2])
     result = layer_norm(lift, total, gamma, beta, float(attrs.get("epsilon", 1e-12)), node.outputs[0])
     mask = padded[7]
     plain = isinstance(mask, View) and mask.base.integer and mask.axes == mask.base.axes()
     lengths = Lengths(mask.base.name) if plain and isinstance(mask, View) else None
     return [result, lengths, total][: len(node.outputs)]
-
-
-__all__ = ["linear"]

@@ -8,12 +8,24 @@ from typing import Any
 import numpy as np
 
 from espalier.ir.graph import Node
-from espalier.passes.evaluate import axes_of
 from espalier.passes.lifting import extents
-from espalier.passes.lifting.axes import FEATURE, TOKEN, Axes, axis, extent, reshape, resolve, shape_of
+from espalier.passes.lifting.axes import FEATURE, TOKEN, Axes, axis, extent, reshape, resolve
 from espalier.passes.lifting.embedding import embed
 from espalier.passes.lifting.lifter import FLOATS, Lifter, Result, rule
-from espalier.passes.lifting.values import BF, BS, BSF, Constant, Extents, Masked, OneHot, Row, Scores, Tensor, Value, View
+from espalier.passes.lifting.values import (
+    BF,
+    BS,
+    BSF,
+    Constant,
+    Extents,
+    Masked,
+    OneHot,
+    Row,
+    Scores,
+    Tensor,
+    Value,
+    View,
+)
 from espalier.passes.symbolic import ONE, Expr
 
 Laid = View | Scores | Masked
@@ -131,7 +143,11 @@ def squeeze(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value 
             return None
         order = [k for k in range(len(shape)) if k not in gone]
     if isinstance(value, Row):
-        return Row(value.array, [ONE if k is None else shape[k] for k in order]) if order and order[-1] == len(shape) - 1 else None
+        return (
+            Row(value.array, [ONE if k is None else shape[k] for k in order])
+            if order and order[-1] == len(shape) - 1
+            else None
+        )
     moved = with_axes(value, tuple(() if k is None else value.axes[k] for k in order))
     return _without_feature(lift, node.outputs[0], moved)
 
@@ -224,12 +240,14 @@ def _table_rows(
 ) -> Value | None:
     """``table[offset : offset + S]``: the position embedding without a Gather."""
     array = value.array
-    shape = [n for n in array.shape]
+    shape = list(array.shape)
     if array.dtype.name not in FLOATS or array.ndim not in (2, 3) or (array.ndim == 3 and shape[0] != 1):
         return None
     moved = [(s, e) for s, e, a in zip(starts, ends, axes, strict=True) if a % array.ndim == array.ndim - 2]
     rest = [
-        (s, e, shape[a % array.ndim]) for s, e, a in zip(starts, ends, axes, strict=True) if a % array.ndim != array.ndim - 2
+        (s, e, shape[a % array.ndim])
+        for s, e, a in zip(starts, ends, axes, strict=True)
+        if a % array.ndim != array.ndim - 2
     ]
     if len(moved) != 1 or any(s != 0 or e.number is None or e.number < n for s, e, n in rest):
         return None
@@ -334,6 +352,3 @@ def one_hot(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value 
         if last and isinstance(values, Constant) and values.array.ravel().tolist() == [0, 1]:
             return OneHot(ids, depth[0])
     return None
-
-
-__all__ = ["axes_of", "features", "shape_of", "with_axes"]

@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 
 from espalier.ir.graph import Node
-from espalier.passes.evaluate import axes_of
 from espalier.passes.lifting import attention, extents, pooling, regions
-from espalier.passes.lifting.axes import BATCH, FEATURE, TOKEN, Axes, atoms, axis, shape_of
+from espalier.passes.lifting.axes import BATCH, FEATURE, TOKEN, Axes, axis
 from espalier.passes.lifting.embedding import token_source
-from espalier.passes.lifting.lifter import FLOATS, Lifter, Result, SameExtent, rule
+from espalier.passes.lifting.lifter import FLOATS, Lifter, Result, SameExtentError, rule
 from espalier.passes.lifting.values import (
     BF,
     BSF,
     SF,
     Constant,
-    Extents,
     Masked,
     OneHot,
     Opaque,
@@ -89,7 +87,9 @@ def matmul(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value |
             ids, width = left.ids, right.array.shape[1]
             tensor = Tensor("", BSF, ids.base.batch, ids.base.tokens, width)
             axes = (*ids.axes, axis(FEATURE, width))
-            return lift.emit("Embedding", [lift.float32(right), ids.base.name], {}, tensor, axes=axes, name=node.outputs[0])
+            return lift.emit(
+                "Embedding", [lift.float32(right), ids.base.name], {}, tensor, axes=axes, name=node.outputs[0]
+            )
         return None
     return attention.matmul(lift, node, left, right, 1.0)
 
@@ -124,11 +124,21 @@ def gemm(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | N
     outputs = weight.array.shape[0 if transposed else 1]
     name = ""
     if bias is not None:
-        if not isinstance(bias, Constant) or bias.array.size not in (1, outputs) or bias.array.shape[:-1] not in ((), (1,)):
+        if (
+            not isinstance(bias, Constant)
+            or bias.array.size not in (1, outputs)
+            or bias.array.shape[:-1] not in ((), (1,))
+        ):
             return None
         size = outputs
         name = lift.float32(
-            bias, f".b{size}x{beta}", lambda a: np.broadcast_to(a.reshape(-1), (size,)) * np.float32(beta) if beta != 1.0 or a.size != size else a.reshape(-1)
+            bias,
+            f".b{size}x{beta}",
+            lambda a: (
+                np.broadcast_to(a.reshape(-1), (size,)) * np.float32(beta)
+                if beta != 1.0 or a.size != size
+                else a.reshape(-1)
+            ),
         )
         if view.scale != 1.0:
             view = View(lift.solid(view), view.axes)
@@ -154,7 +164,7 @@ def _with_bias(lift: Lifter, x: View, bias: Constant, name: str) -> View | None:
 
 
 def scalar_of(value: Value | None) -> float | None:
-    if isinstance(value, Constant) and value.array.size == 1 and value.array.dtype.kind in "fiu" or (
+    if (isinstance(value, Constant) and value.array.size == 1 and value.array.dtype.kind in "fiu") or (
         isinstance(value, Constant) and value.array.size == 1 and value.array.dtype.name == "bfloat16"
     ):
         return float(value.array.reshape(-1)[0])
@@ -289,7 +299,7 @@ def _same_extents(a: Any, b: Any) -> None:
         if first.label == second.label and first.label in (BATCH, TOKEN) and first.size != second.size:
             old, new = _symbol(second.size), _symbol(first.size)
             if old and new:
-                raise SameExtent(old, new)
+                raise SameExtentError(old, new)
 
 
 def _symbol(size: Expr) -> str:
@@ -332,7 +342,9 @@ def gelu(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | N
 # --- normalisation and reductions --------------------------------------------------------------------------------
 
 
-def layer_norm(lift: Lifter, x: View, gamma: Value | None, beta: Value | None, epsilon: float, name: str) -> View | None:
+def layer_norm(
+    lift: Lifter, x: View, gamma: Value | None, beta: Value | None, epsilon: float, name: str
+) -> View | None:
     if not isinstance(gamma, Constant) or gamma.array.shape != (x.base.features,):
         return None
     if beta is not None and (not isinstance(beta, Constant) or beta.array.shape != gamma.array.shape):
@@ -415,6 +427,3 @@ def where(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | 
     if any(isinstance(v, Scores) for v in inputs):
         return attention.where(lift, node, inputs)
     return None
-
-
-__all__ = ["Extents", "atoms", "axes_of", "shape_of"]

@@ -1,0 +1,131 @@
+"""The native engine of Espalier."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+import espalier.errors
+
+class NativeError(espalier.errors.EngineError):
+    pass
+
+def current_isa() -> str:
+    """Widest usable instruction set, capped by ESPALIER_MAX_ISA."""
+
+def arch_flags() -> list[str]:
+    """What this processor and operating system offer."""
+
+def built_isas() -> list[str]: ...
+def select_isa(flags: Sequence[str], cap: str = "") -> str:
+    """The instruction set that made-up flags would select."""
+
+def panel_shape(isa: str) -> tuple[int, int]:
+    """(lanes, groups per panel)"""
+
+class SparseMatrix:
+    @staticmethod
+    def from_parts(
+        rows: int,
+        columns: int,
+        starts: NDArray[numpy.uint32],
+        indices: NDArray[numpy.uint16],
+        values: NDArray[numpy.float32],
+    ) -> SparseMatrix: ...
+    @staticmethod
+    def decode(
+        rows: int,
+        columns: int,
+        counts: NDArray[numpy.uint32],
+        gaps: NDArray[numpy.uint8],
+        low: NDArray[numpy.uint16],
+        middle: NDArray[numpy.uint8],
+        top: NDArray[numpy.uint8],
+    ) -> SparseMatrix: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def nonzeros(self) -> int: ...
+    @property
+    def blocks4x1(self) -> int: ...
+    @property
+    def starts(self) -> NDArray[Any]: ...
+    @property
+    def indices(self) -> NDArray[Any]: ...
+    @property
+    def values(self) -> NDArray[Any]: ...
+    def candidates(self, isa: str) -> list[tuple[str, int, float]]:
+        """(format, chunk, estimated cycles for a full panel), cheapest first."""
+
+def compress(dense: NDArray[numpy.float32]) -> SparseMatrix:
+    """The nonzeros of a float32 matrix with any strides."""
+
+class Weight:
+    def __init__(self, matrix: SparseMatrix, format: str, chunk: int, isa: str) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    def time(self, isa: str) -> float:
+        """Best seconds for one full panel, one thread."""
+
+class Program:
+    def __init__(self, isa: str, threads: int) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def panel_width(self) -> int: ...
+    def add_embed(self, name: str, tables: Sequence[tuple[Any, NDArray[numpy.float32] | None, int]]) -> int: ...
+    def add_load(self, name: str, features: int, domain: str, float_input: int) -> int: ...
+    def add_linear(
+        self,
+        name: str,
+        x: int,
+        weight: Weight,
+        bias: NDArray[numpy.float32] | None,
+        residual: int = -1,
+        act: str = "identity",
+    ) -> int:
+        """Takes the weight over."""
+
+    def add_layer_norm(
+        self, name: str, x: int, gamma: NDArray[numpy.float32], beta: NDArray[numpy.float32] | None, epsilon: float
+    ) -> int: ...
+    def add_unary(self, name: str, x: int, op: str) -> int: ...
+    def add_binary(self, name: str, op: str, a: int, b: int) -> int: ...
+    def add_binary_constant(self, name: str, op: str, a: int, b: NDArray[numpy.float32]) -> int: ...
+    def add_softmax(self, name: str, x: int) -> int: ...
+    def add_l2_normalize(self, name: str, x: int, epsilon: float) -> int: ...
+    def add_attention(
+        self,
+        name: str,
+        qkv: tuple[int, int, int],
+        first_features: tuple[int, int, int],
+        heads: int,
+        head_size: int,
+        value_size: int,
+        scale: float,
+        bias_input: int = -1,
+    ) -> int: ...
+    def add_select(self, name: str, x: int, column: int) -> int: ...
+    def add_mean(self, name: str, x: int, epsilon: float) -> int: ...
+    def add_store(self, name: str, x: int, first: int, width: int) -> int: ...
+    def finish(self) -> None: ...
+    def run(
+        self,
+        lengths: NDArray[numpy.int32],
+        rows: NDArray[numpy.int32],
+        starts: NDArray[numpy.int32],
+        columns: int,
+        indices: Sequence[NDArray[numpy.int32]],
+        floats: Sequence[NDArray[numpy.float32]],
+        biases: Sequence[NDArray[numpy.float32]],
+        key_bias: NDArray[numpy.float32] | None,
+        token_weights: NDArray[numpy.float32] | None,
+        outputs: Sequence[NDArray[numpy.float32]],
+    ) -> None: ...
+    def profile(self) -> list[tuple[str, float, int]]:
+        """(name, seconds over all threads, runs) per operation."""
+
+    def reset_profile(self) -> None: ...
