@@ -6,8 +6,8 @@
 namespace espalier {
 namespace {
 constexpr int MAX_GROUPS = 6;
-#include "kernels/kernels.inl"
 #include "kernels/vec/neon.h"
+#include "kernels/kernels.inl"
 constexpr KernelSet kSet = make_kernel_set("neon");
 }  // namespace
 const KernelSet* neon_kernels() { return &kSet; }

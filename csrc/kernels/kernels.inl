@@ -7,10 +7,10 @@
 constexpr int NB = V::lanes * MAX_GROUPS;
 
 #include "kernels/activation/activation.inl"
-#include "kernels/attention/attention.inl"
+#include "kernels/norm/norm.inl"
 #include "kernels/layout/layout.inl"
 #include "kernels/linear/linear.inl"
-#include "kernels/norm/norm.inl"
+#include "kernels/attention/attention.inl"
 
 constexpr KernelSet make_kernel_set(const char* name) {
   KernelSet set{};

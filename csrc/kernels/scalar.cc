@@ -3,8 +3,8 @@
 namespace espalier {
 namespace {
 constexpr int MAX_GROUPS = 4;
-#include "kernels/kernels.inl"
 #include "kernels/vec/scalar.h"
+#include "kernels/kernels.inl"
 constexpr KernelSet kSet = make_kernel_set("scalar");
 }  // namespace
 const KernelSet* scalar_kernels() { return &kSet; }

@@ -6,8 +6,8 @@
 namespace espalier {
 namespace {
 constexpr int MAX_GROUPS = 3;
-#include "kernels/kernels.inl"
 #include "kernels/vec/avx2.h"
+#include "kernels/kernels.inl"
 constexpr KernelSet kSet = make_kernel_set("avx2");
 }  // namespace
 const KernelSet* avx2_kernels() { return &kSet; }

@@ -6,8 +6,8 @@
 namespace espalier {
 namespace {
 constexpr int MAX_GROUPS = 4;
-#include "kernels/kernels.inl"
 #include "kernels/vec/avx512.h"
+#include "kernels/kernels.inl"
 constexpr KernelSet kSet = make_kernel_set("avx512");
 }  // namespace
 const KernelSet* avx512_kernels() { return &kSet; }

@@ -29,11 +29,19 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, default=str, allow_nan=False))
 
 
+class _Stdout(Console):
+    """Rich ends the process with code 1 when the reader goes away, which here would mean a failed check."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command's entry."""
+        raise BrokenPipeError
+
+
 def _stdout() -> Console:
-    console = Console(highlight=False)
+    console = _Stdout(highlight=False)
     if not console.is_terminal:
         # Tables in a file or a pipe are as wide as their contents, not as a terminal that is not there.
-        console = Console(highlight=False, width=160)
+        console = _Stdout(highlight=False, width=160)
     return console
 
 

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from espalier._native import Program, SparseMatrix
 
 ENGINE_ACTIVATIONS = frozenset(
-    ("gelu", "gelu_tanh", "relu", "tanh", "sigmoid", "silu", "quick_gelu", "erf", "exp", "sqrt", "abs", "neg")
-    + ("reciprocal", "elu", "softplus")
+    """gelu gelu_tanh quick_gelu relu elu silu softplus tanh sigmoid erf exp sqrt abs neg reciprocal""".split()
 )
 _BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
 _HARD_MASK = -1000.0

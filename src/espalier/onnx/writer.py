@@ -163,9 +163,10 @@ class _Builder:
         from onnx import numpy_helper
 
         for name, array in {**self.graph.constants, **self._extra}.items():
-            yield name, numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
+            yield name, numpy_helper.from_array(np.asarray(array, order="C"), name)
         for name, twin in self._transposed.items():
-            yield twin, numpy_helper.from_array(np.ascontiguousarray(self.graph.constants[name].T), twin)
+            # A plan keeps weights by nonzeros; asarray makes them dense.
+            yield twin, numpy_helper.from_array(np.asarray(self.graph.constants[name]).T.copy(), twin)
 
     def type(self, name: str) -> TensorType:
         kind = self.graph.types.get(name)
@@ -209,7 +210,7 @@ def _relative_bias(b: _Builder, node: Node, out: str) -> None:
     # From the farthest distance on, every key is in the last bucket, so a clipped distance finds its row in a table.
     distances = np.arange(-farthest, farthest + 1, dtype=np.int64)
     buckets = relative_buckets(distances, int(node.attrs["num_buckets"]), farthest)
-    table = b.const(b.graph.constants[node.inputs[0]][buckets], "float32")
+    table = b.const(np.asarray(b.graph.constants[node.inputs[0]])[buckets], "float32")
     shape = b.add("Shape", node.inputs[1])
     zero, one = b.const(0, "int64"), b.const(1, "int64")
     columns = b.add("Range", zero, b.add("Gather", shape, one, axis=0), one)
