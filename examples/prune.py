@@ -29,7 +29,13 @@ BLOCK = 64
 
 
 def prune_folder(
-    source: Path, target: Path, *, sparsity: float, calibration: Sequence[Sequence[int]], rows: int = 1
+    source: Path,
+    target: Path,
+    *,
+    sparsity: float,
+    calibration: Sequence[Sequence[int]],
+    rows: int = 1,
+    threads: int = 1,
 ) -> Path:
     """Write a copy of the model folder ``source`` to ``target`` with ``sparsity`` of the encoder's weights zero.
 
@@ -46,7 +52,7 @@ def prune_folder(
     if note.is_file() and json.loads(note.read_text()) == recipe:
         return target
     tensors = load_file(source / WEIGHTS)
-    for name, gram in gram_matrices(source, calibration, target.parent).items():
+    for name, gram in gram_matrices(source, calibration, target.parent, threads).items():
         tensors[name] = prune(tensors[name], gram, sparsity, rows)
     shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(WEIGHTS, "recipe.json"))
     save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
@@ -54,7 +60,7 @@ def prune_folder(
     return target
 
 
-def gram_matrices(folder: Path, texts: Sequence[Sequence[int]], work: Path) -> dict[str, np.ndarray]:
+def gram_matrices(folder: Path, texts: Sequence[Sequence[int]], work: Path, threads: int) -> dict[str, np.ndarray]:
     """``X^T X`` (``[K, K]``) over the tokens of ``texts``, by name of the encoder weight (``[M, K]``) that takes X."""
     graph = hf.read(folder)
     takes = {
@@ -63,7 +69,7 @@ def gram_matrices(folder: Path, texts: Sequence[Sequence[int]], work: Path) -> d
     graph.outputs = list(dict.fromkeys(takes.values()))
     graph.prune()
     path = writer.write(graph, work / "calibration.onnx")
-    program = OrtProgram(path, threads=2)
+    program = OrtProgram(path, threads=threads)
     grams: dict[str, Any] = dict.fromkeys(graph.outputs, 0.0)
     for text in texts:
         ids = np.array([text], np.int64)

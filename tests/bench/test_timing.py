@@ -18,6 +18,9 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
     def candidate(self, name: str, seconds: float):  # type: ignore[no-untyped-def]
         def call() -> None:
             self.calls.append(name)
@@ -29,14 +32,14 @@ class Clock:
 def test_candidates_take_turns_and_every_other_round_runs_backwards() -> None:
     clock = Clock()
     runs = {"a": clock.candidate("a", 1), "b": clock.candidate("b", 2)}
-    timings = interleaved(runs, rounds=3, warmup=1, clock=clock)
+    timings = interleaved(runs, rounds=3, warmup=1, clock=clock, sleep=clock.sleep)
     assert clock.calls == ["a", "b", "a", "b", "b", "a", "a", "b"]
     assert timings == {"a": Timing((1.0,) * 3), "b": Timing((2.0,) * 3)}
 
 
 def test_rounds_are_reported_without_warmup() -> None:
     clock, done = Clock(), []
-    interleaved({"a": clock.candidate("a", 1)}, rounds=3, warmup=2, on_round=done.append, clock=clock)
+    interleaved({"a": clock.candidate("a", 1)}, rounds=3, warmup=2, on_round=done.append, clock=clock, settle=0)
     assert done == [1, 2, 3]
 
 

@@ -10,6 +10,9 @@ import numpy as np
 
 from espalier.errors import InputError
 
+SETTLE = 0.05
+"""Seconds of rest before each call: thread pools spin for a while after a run, and would take the next one's cores."""
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -42,10 +45,13 @@ def interleaved(
     *,
     rounds: int,
     warmup: int = 1,
+    settle: float = SETTLE,
     on_round: Callable[[int], None] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> dict[str, Timing]:
     """Time each candidate ``rounds`` times, taking turns; ``warmup`` untimed turns come first.
+    Before every timed call come ``settle`` seconds of rest.
 
     Every other round runs backwards, so that no candidate always follows the same one and inherits the caches it
     leaves. ``on_round`` is told how many rounds are done. Raises InputError when there is nothing to time.
@@ -61,6 +67,7 @@ def interleaved(
     forwards = list(candidates.items())
     for index in range(rounds):
         for name, call in forwards if index % 2 == 0 else reversed(forwards):
+            sleep(settle)
             start = clock()
             call()
             seconds[name].append(clock() - start)

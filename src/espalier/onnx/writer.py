@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ def to_model(graph: Graph) -> ModelProto:
         graph.name or "graph",
         [_info(graph, name) for name in graph.inputs],
         [_info(graph, name) for name in graph.outputs],
-        [tensor for name, tensor in builder.tensors() if name in named],
+        list(builder.tensors(named)),
     )
     model = helper.make_model(body, opset_imports=ids, producer_name="espalier")
     model.ir_version = max(8, helper.find_min_ir_version_for(ids, ignore_unknown=True))
@@ -158,15 +158,16 @@ class _Builder:
             self._transposed[name] = self.fresh(f"{name}.T")
         return self._transposed[name]
 
-    def tensors(self) -> Any:
-        """Every initializer as ``(name, TensorProto)``, made one by one so that copies do not pile up."""
+    def tensors(self, named: set[str]) -> Iterator[Any]:
+        """An initializer for every constant that is named, made one by one so that copies do not pile up."""
         from onnx import numpy_helper
 
         for name, array in {**self.graph.constants, **self._extra}.items():
-            yield name, numpy_helper.from_array(np.asarray(array, order="C"), name)
+            if name in named:
+                yield numpy_helper.from_array(np.asarray(array, order="C"), name)
         for name, twin in self._transposed.items():
             # A plan keeps weights by nonzeros; asarray makes them dense.
-            yield twin, numpy_helper.from_array(np.asarray(self.graph.constants[name]).T.copy(), twin)
+            yield numpy_helper.from_array(np.asarray(self.graph.constants[name]).T.copy(), twin)
 
     def type(self, name: str) -> TensorType:
         kind = self.graph.types.get(name)

@@ -139,8 +139,13 @@ def add(lift: Lifter, scores: Scores, name: str) -> Scores | None:
 
 
 def maskable(lift: Lifter, mask: str) -> bool:
-    """Whether an input can be the engine's key mask: any integer type, 0 meaning hidden."""
-    return lift.dtype(mask) in ("int64", "int32", "int8", "uint8", "bool", "int16")
+    """Whether an input can be the engine's key mask: any integer type, 0 meaning hidden, and a mask to everybody.
+
+    Token ids are none, though a mask may be computed from them: probing has seen them as 0 and 1 only.
+    """
+    readers = lift.consumers.get(mask, [])
+    looked_up = any(node.op in ("Gather", "EmbedLayerNormalization") for node in readers)
+    return not looked_up and lift.dtype(mask) in ("int64", "int32", "int8", "uint8", "bool", "int16")
 
 
 def _relative(lift: Lifter, scores: Scores, found: RelativeBias) -> str | None:

@@ -274,7 +274,7 @@ class Lifter:
                 layout = BSF if len(shape) == 3 else BF
                 tensor = Tensor(name, layout, shape[0], shape[1] if len(shape) == 3 else ONE, features)
                 if dtype != "float32":
-                    return self.emit("Cast", [name], {"dtype": "float32"}, tensor, name=name)
+                    return self.emit("Cast", [name], {"dtype": "float32"}, tensor, name=f"{name}.float32")
                 return View(tensor, tensor.axes())
         return Opaque(shape)
 
@@ -356,7 +356,9 @@ class Lifter:
         return out
 
     def source(self, name: str) -> str:
-        """The native tensor that replaces an ONNX value; the value itself where none does."""
+        """The native tensor that replaces an ONNX value; the value itself where none does, as for an input."""
+        if name in self.graph.inputs:
+            return name
         value = self.values.get(name)
         return value.base.name if isinstance(value, View) and self._replaces(name) else name
 

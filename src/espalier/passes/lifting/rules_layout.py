@@ -37,6 +37,8 @@ def with_axes(value: Laid, axes: Axes) -> Value:
 
 @rule("Identity", "Dropout")
 def identity(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    if any(lift.consumers.get(name) or name in lift.graph.outputs for name in node.outputs[1:]):
+        return None  # Dropout's mask is wanted too
     if node.op == "Dropout" and len(inputs) > 2 and inputs[2] is not None:
         training = inputs[2]
         if not isinstance(training, Constant) or training.array.any():
