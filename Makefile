@@ -19,7 +19,7 @@ CXX_FILES := $(shell find csrc bindings -type f \( -name '*.h' -o -name '*.cc' -
 MODULES := $(sort $(shell find src -name '*.py'))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format docs bench wheel clean
+.PHONY: help demo test test-all sanitize lint format docs bench wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,6 +33,9 @@ test: $(STAMPS)/test ## the tests, without the slow ones
 test-all: $(STAMPS)/test ## every test, and the engine under sanitizers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 	$(MAKE) sanitize
+
+sanitize: $(STAMPS)/build-tools ## the engine's own tests under the address, undefined-behaviour and thread sanitizers
+	@PATH="$(abspath $(BIN)):$$PATH" scripts/sanitize.sh
 
 lint: $(STAMPS)/lint ## ruff, mypy, clang-format, and whether docs/api is current
 	$(BIN)/ruff check .

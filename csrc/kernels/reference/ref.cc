@@ -52,6 +52,10 @@ double unary(Unary op, double x) {
       return -x;
     case Unary::reciprocal:
       return 1.0 / x;
+    case Unary::elu:
+      return x < 0.0 ? std::expm1(x) : x;
+    case Unary::softplus:
+      return std::max(x, 0.0) + std::log1p(std::exp(-std::fabs(x)));
   }
   return std::nan("");
 }
@@ -64,7 +68,10 @@ double unary_bound(Unary op, double x, double y) {
       return 4e-7 * std::max(1.0, std::fabs(x)) + tiny;
     case Unary::tanh:
     case Unary::erf:
+    case Unary::elu:
       return 3e-7;
+    case Unary::softplus:
+      return 4.0 * kEpsilon * std::fabs(y) + 2.0 * tiny;
     case Unary::sigmoid:
       return 4.0 * kEpsilon * std::fabs(y) + tiny;
     case Unary::silu:
