@@ -1,0 +1,241 @@
+"""Compiled segments and plans against the NumPy bodies of the native ops."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from espalier import compiler
+from espalier.compiler.formats import Tuner
+from espalier.compiler.matrices import ScaledTable, SparseConstant
+from espalier.errors import ModelFormatError
+from espalier.ir import Graph, Node, TensorType, reference
+from espalier.ir.verify import verify
+from espalier.passes.partition import NativeSegment, Program
+
+VOCABULARY = 300
+LOWEST = float(np.finfo(np.float32).min)
+
+
+class Builder:
+    """A tiny encoder, value by value."""
+
+    def __init__(self, *, sparsity: float, pattern: int, seed: int = 0) -> None:
+        self.random = np.random.default_rng(seed)
+        self.sparsity, self.pattern = sparsity, pattern
+        tokens = TensorType("int64", ("batch", "seq"))
+        self.graph = Graph("tiny", ["ids", "mask"], [], [], {}, {"ids": tokens, "mask": tokens})
+
+    def weight(self, rows: int, columns: int) -> str:
+        w = (self.random.standard_normal((rows, columns)) * 0.2).astype(np.float32)
+        if rows >= 8:
+            kept = self.random.random((rows // self.pattern, columns)) >= self.sparsity
+            w *= np.repeat(kept, self.pattern, 0)
+        return self.graph.add_constant("w", w)
+
+    def vector(self, n: int) -> str:
+        return self.graph.add_constant("v", self.random.standard_normal(n).astype(np.float32))
+
+    def node(self, op: str, inputs: list[str], shape: tuple[int | str, ...], dtype: str = "float32", **attrs) -> str:  # type: ignore[no-untyped-def]
+        name = self.graph.fresh(op.lower())
+        self.graph.nodes.append(Node(op, inputs, [name], attrs, name=name))
+        self.graph.types[name] = TensorType(dtype, shape)
+        return name
+
+    def linear(self, x: str, columns: int, rows: int, shape: tuple[int | str, ...] = ("batch", "seq")) -> str:
+        return self.node("Linear", [x, self.weight(rows, columns), self.vector(rows)], (*shape, rows))
+
+
+def encoder(*, sparsity: float = 0.0, pattern: int = 1, mask_value: float = LOWEST, bias: bool = False) -> Graph:
+    b = Builder(sparsity=sparsity, pattern=pattern)
+    h, wide = 32, ("batch", "seq", 32)
+    positions = b.node("Positions", ["ids"], (1, "seq"), "int64", offset=0)
+    words = b.node("Embedding", [b.weight(VOCABULARY, h), "ids"], wide)
+    places = b.node("Embedding", [b.weight(512, h), positions], (1, "seq", h))
+    x = b.node("LayerNorm", [b.node("Add", [words, places], wide), b.vector(h), b.vector(h)], wide, epsilon=1e-12)
+    extra = ""
+    if bias:
+        table = b.weight(8, 4)
+        extra = b.node("RelativeBias", [table, "ids"], (1, 4, "seq", "seq"), num_buckets=8, max_distance=16)
+    q, k, v = (b.linear(x, h, h) for _ in range(3))
+    mixed = b.node("Attention", [q, k, v, "mask", extra], wide, heads=4, scale=0.35, mask_value=mask_value)
+    x = b.node("LayerNorm", [b.node("Add", [b.linear(mixed, h, h), x], wide), b.vector(h), ""], wide, epsilon=1e-5)
+    up = b.node("Activation", [b.linear(x, h, 64)], ("batch", "seq", 64), kind="gelu")
+    x = b.node("Add", [b.linear(up, 64, h), x], wide)
+    first = b.node("SelectToken", [x], ("batch", h), index=0)
+    pooled = b.node("Activation", [b.linear(first, h, h, ("batch",))], ("batch", h), kind="tanh")
+    mean = b.node("MaskedMean", [x, "mask"], ("batch", h), epsilon=1e-9)
+    unit = b.node("L2Normalize", [mean], ("batch", h), epsilon=1e-12)
+    span = b.linear(x, h, 2)
+    end = b.node("SliceFeatures", [span], ("batch", "seq"), start=1, stop=2, squeeze=True)
+    b.graph.outputs = [x, pooled, unit, end]
+    verify(b.graph)
+    return b.graph
+
+
+def feeds(batch: int, seq: int, kind: str, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    lengths = random.integers(1, seq + 1, batch)
+    mask = (np.arange(seq) < lengths[:, None]).astype(np.int64)
+    if kind == "full":
+        mask[:] = 1
+    elif kind == "left":
+        mask = mask[:, ::-1].copy()
+    elif kind == "holes":
+        mask = (random.random((batch, seq)) < 0.5).astype(np.int64)
+    return {"ids": random.integers(0, VOCABULARY, (batch, seq)), "mask": mask}
+
+
+def compare(
+    graph: Graph, found: dict[str, np.ndarray], given_: dict[str, np.ndarray], *, padding: bool = False
+) -> None:
+    graph: Graph, found: dict[str, np.ndarray], given_: dict[str, np.ndarray], *, padding: bool = False
+) -> None:
+    for name, want in reference.run(graph, given_).items():
+        got = found[name]
+        assert got.shape == want.shape
+        assert got.dtype == want.dtype
+        if want.shape[:2] == given_["mask"].shape and not padding:
+            got, want = got[given_["mask"] == 1], want[given_["mask"] == 1]
+        np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    batch=st.integers(1, 9),
+    seq=st.integers(1, 70),
+    mask=st.sampled_from(["full", "right", "left", "holes"]),
+    sparsity=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    pattern=st.sampled_from([1, 4]),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 99),
+)
+def test_any_shape_sparsity_and_mask(
+    batch: int, seq: int, mask: str, sparsity: float, pattern: int, threads: int, seed: int
+) -> None:
+    graph = encoder(sparsity=sparsity, pattern=pattern)
+    given_ = feeds(batch, seq, mask, seed)
+    compare(graph, compiler.build(graph, threads=threads, tune=False).run(given_), given_)
+
+
+@pytest.mark.parametrize("mask", ["full", "right", "left", "holes"])
+def test_exact_padding_computes_what_masks_hide(mask: str) -> None:
+    graph = encoder()
+    given_ = feeds(4, 21, mask)
+    program = compiler.build(graph, threads=2, tune=False, exact_padding=True)
+    compare(graph, program.run(given_), given_, padding=True)
+
+
+@pytest.mark.parametrize("mask_value", [-5.0, -10000.0, -1e9, LOWEST])
+@pytest.mark.parametrize("bias", [False, True])
+def test_mask_values_and_biases(mask_value: float, bias: bool) -> None:
+    graph = encoder(mask_value=mask_value, bias=bias)
+    program = compiler.build(graph, threads=2, tune=False)
+    for mask in ("right", "left", "holes"):
+        given_ = feeds(3, 19, mask)
+        compare(graph, program.run(given_), given_)
+
+
+def test_ragged_is_the_same_as_padded() -> None:
+    graph = encoder(sparsity=0.8)
+    program = compiler.build(graph, threads=2, tune=False)
+    given_ = feeds(6, 40, "right")
+    lengths = given_["mask"].sum(axis=1)
+    rows = {name: [row[:n] for row, n in zip(array, lengths, strict=True)] for name, array in given_.items()}
+    padded, ragged = program.run(given_), program.run_ragged(rows)
+    for name, sequences in ragged.items():
+        for i, got in enumerate(sequences):
+            want = padded[name][i, : lengths[i]] if padded[name].shape[:2] == given_["mask"].shape else padded[name][i]
+            np.testing.assert_array_equal(got, want)
+
+
+def test_many_callers_get_the_sequential_answers() -> None:
+    graph = encoder(sparsity=0.9)
+    program = compiler.build(graph, threads=2, tune=False)
+    inputs = [feeds(1 + i % 4, 5 + 3 * i, "right", i) for i in range(8)]
+    want = [program.run(given_) for given_ in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(program.run, inputs * 10))
+    for i, found in enumerate(got):
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, want[i % 8][name])
+
+
+def test_empty_batch() -> None:
+    graph = encoder()
+    found = compiler.build(graph, threads=1, tune=False).run(feeds(0, 7, "full"))
+    assert [array.shape for array in found.values()] == [(0, 7, 32), (0, 32), (0, 32), (0, 7)]
+
+
+def plan_of(graph: Graph, path: Path, *, exact: bool = True) -> Path:
+    return compiler.save_plan(Program.of(graph, [NativeSegment(graph)]), path, exact=exact)
+
+
+def test_an_exact_plan_gives_the_same_bits(tmp_path: Path) -> None:
+    graph = encoder(sparsity=0.9)
+    path = plan_of(graph, tmp_path / "tiny.espalier")
+    step = compiler.read_plan(path).steps[0]
+    assert isinstance(step, NativeSegment)
+    given_ = feeds(3, 17, "right")
+    want = compiler.build(graph, threads=1, tune=False).run(given_)
+    got = compiler.build(step.graph, threads=1, tune=False).run(given_)
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name])
+    sizes = [plan_of(encoder(sparsity=s), tmp_path / "size.espalier").stat().st_size for s in (0.0, 0.9)]
+    assert sizes[1] < sizes[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_a_damaged_plan_is_refused(tmp_path_factory: pytest.TempPathFactory, at: float, bit: int, cut: bool) -> None:
+    folder = tmp_path_factory.mktemp("plan")
+    path = plan_of(encoder(sparsity=0.9), folder / "tiny.espalier")
+    data = bytearray(path.read_bytes())
+    place = int(at * len(data))
+    if cut:
+        del data[place:]
+    else:
+        data[place] ^= 1 << bit
+    path.write_bytes(data)
+    try:
+        compiler.read_plan(path)
+    except ModelFormatError:
+        return
+    # Only the padding after the header's JSON carries nothing.
+    header = 8 + int.from_bytes(data[:8], "little")
+    assert header - 64 <= place < header
+
+
+def test_matrices_survive_storage_bit_for_bit() -> None:
+    from espalier import _native
+
+    dense = np.zeros((5, 1200), np.float32)
+    dense[0, [0, 255, 256, 1199]] = [1.5, np.nan, np.inf, -1e-42]
+    dense[2, 1199] = 3
+    dense[4] = np.arange(1, 1201)
+    stored = SparseConstant.of(_native.compress(dense))
+    np.testing.assert_array_equal(np.asarray(stored).view(np.uint32), dense.view(np.uint32))
+    table = np.random.default_rng(0).standard_normal((6, 40)).astype(np.float32)
+    table[3] = 0
+    error = np.abs(np.asarray(ScaledTable.of(table)) - table)
+    assert (error <= np.abs(table).max(axis=1, keepdims=True) / 65534 * 1.01).all()
+
+
+def test_the_tuner_remembers_and_survives_a_broken_cache(tmp_path: Path) -> None:
+    from espalier import _native
+
+    cache = tmp_path / "tuning.json"
+    cache.write_text("{not json")
+    matrix = _native.compress(np.eye(64, dtype=np.float32))
+    tuner = Tuner(_native.current_isa(), tune=True, cache=cache)
+    chosen = tuner.choose(matrix)
+    tuner.save()
+    again = Tuner(_native.current_isa(), tune=True, cache=cache)
+    assert again.choose(matrix) == chosen
+    assert chosen.measured
+    assert not Tuner(_native.current_isa(), tune=False, cache=cache).choose(matrix).measured
