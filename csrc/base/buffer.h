@@ -7,9 +7,14 @@
 #include <memory>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace espalier {
 
 inline constexpr std::size_t kAlignment = 64;
+inline constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
 template <class T>
 class Buffer {
@@ -23,9 +28,14 @@ class Buffer {
       size_ = count;
       return;
     }
-    const std::size_t bytes = (count * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-    void* memory = std::aligned_alloc(kAlignment, bytes);
+    // Weights are streamed once per inference: with small pages, address translation costs more than the arithmetic.
+    const std::size_t alignment = count * sizeof(T) >= 2 * kHugePage ? kHugePage : kAlignment;
+    const std::size_t bytes = (count * sizeof(T) + alignment - 1) / alignment * alignment;
+    void* memory = std::aligned_alloc(alignment, bytes);
     if (memory == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    if (alignment == kHugePage) madvise(memory, bytes, MADV_HUGEPAGE);  // a wish; refusal changes nothing
+#endif
     data_.reset(static_cast<T*>(memory));
     size_ = capacity_ = count;
   }

@@ -36,6 +36,8 @@ double cut_cost(int groups, int widest) {
   return cost;
 }
 
+constexpr int kTaskPanels = 4;
+
 // Queries of one attention task: enough to reuse keys and values from the cache, few enough to share out.
 constexpr int kQueryPanels = 4;
 
@@ -75,8 +77,8 @@ void Program::Execution::lay_out_tokens() {
 
   tokens_.first = {0};
   if (storage_->by_panel) {
-    panels_per_task_ = p_.has_dense_ ? 4 : 2;
-    int tasks = ceil_div(groups, widest * panels_per_task_);
+    // Several panels share each tile of weights while it is in the L2 cache.
+    int tasks = ceil_div(groups, widest * kTaskPanels);
     if (tasks < 4 * threads) tasks = std::min(groups, ceil_div(tasks, threads) * threads);
     for (int t = 0; t < tasks; ++t) {
       tokens_.task_first.push_back(tokens_.panels());

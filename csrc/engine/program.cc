@@ -86,7 +86,6 @@ int Program::add_linear(std::string name, int x, Weight weight, const float* bia
   op.bias.zero();
   if (bias != nullptr) std::copy(bias, bias + rows, op.bias.data());
   op.unary = act;
-  has_dense_ = has_dense_ || weight.packed().format == WeightFormat::dense;
   op.row_bounds.resize(static_cast<std::size_t>(team_.size()) + 1);
   weight.split_rows(team_.size(), op.row_bounds);
   op.weight = std::make_unique<Weight>(std::move(weight));

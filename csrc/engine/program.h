@@ -171,7 +171,6 @@ class Program {
   int float_inputs_ = 0;
   int bias_inputs_ = 0;
   int outputs_ = 0;
-  bool has_dense_ = false;
   bool finished_ = false;
 
   mutable std::mutex mutex_;

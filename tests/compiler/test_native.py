@@ -94,8 +94,6 @@ def feeds(batch: int, seq: int, kind: str, seed: int = 0) -> dict[str, np.ndarra
 def compare(
     graph: Graph, found: dict[str, np.ndarray], given_: dict[str, np.ndarray], *, padding: bool = False
 ) -> None:
-    graph: Graph, found: dict[str, np.ndarray], given_: dict[str, np.ndarray], *, padding: bool = False
-) -> None:
     for name, want in reference.run(graph, given_).items():
         got = found[name]
         assert got.shape == want.shape

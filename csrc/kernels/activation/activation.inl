@@ -1,10 +1,10 @@
 // Elementwise functions over panels. Shared by every instruction set; included inside its anonymous namespace.
 
-// e^x. Relative error about 1e-7; 0 below the smallest normal, inf above the largest; NaN stays NaN.
+// e^x. Relative error below 2.4e-7; 0 below the smallest normal, inf above the largest; NaN stays NaN.
 // Range reduction x = n ln 2 + r, then a degree-6 polynomial fitted to e^r on [-ln 2 / 2, ln 2 / 2].
 inline V exp(V x) {
   const V low = V::splat(-87.33654f), high = V::splat(88.72283f);
-  const V clamped = min(V::splat(88.0f), max(low, x));
+  const V clamped = min(high, max(low, x));
   const V n = round(clamped * V::splat(1.44269504089f));
   V r = fnma(n, V::splat(0.693359375f), clamped);
   r = fnma(n, V::splat(-2.12194440e-4f), r);
@@ -15,10 +15,9 @@ inline V exp(V x) {
   p = fma(p, r, V::splat(4.999999149e-01f));
   p = fma(p, r, V::splat(1.000000036e+00f));
   p = fma(p, r, V::splat(1.0f));
-  V y = p * pow2(n);
-  // Between 88 and the overflow threshold the clamped argument is short by x - 88.
-  y = select_lt(V::splat(88.0f), x,
-                y * (V::splat(1.0f) + (x - clamped) + V::splat(0.5f) * (x - clamped) * (x - clamped)), y);
+  // 2^128 is no float, though e^x just below the overflow threshold is one: n = 128 goes in two factors.
+  const V top = V::splat(127.0f);
+  V y = select_lt(top, n, p + p, p) * pow2(min(top, n));
   y = select_lt(high, x, V::splat(__builtin_inff()), y);
   return select_lt(x, low, V::zero(), y);
 }
@@ -76,9 +75,10 @@ inline V gelu(V x) {
   const V edge = V::splat(5.656854249f);
   const V z = min(edge, max(V::zero() - edge, x));
   const V s = fma(z * z, V::splat(0.0625f), V::splat(-1.0f));
-  const V e = min(V::splat(1.0f), max(V::splat(-1.0f), z * V::splat(0.70710678118654752f) * erf_over_x(s)));
+  const V e = z * V::splat(0.70710678118654752f) * erf_over_x(s);
   const V half = V::splat(0.5f) * x;
-  return fma(half, e, half);
+  // Exactly 0 beyond the edge: an e that is not quite -1 would be off in proportion to x.
+  return select_lt(x, V::zero() - edge, V::zero(), fma(half, e, half));
 }
 
 inline V gelu_tanh(V x) {

@@ -65,11 +65,12 @@ double unary_bound(Unary op, double x, double y) {
   switch (op) {
     case Unary::gelu:
     case Unary::gelu_tanh:
-      return 4e-7 * std::max(1.0, std::fabs(x)) + tiny;
+      return 8e-7 + 2.0 * kEpsilon * std::fabs(y);
     case Unary::tanh:
     case Unary::erf:
-    case Unary::elu:
       return 3e-7;
+    case Unary::elu:
+      return x > 0.0 ? 0.0 : 3e-7;
     case Unary::softplus:
       return 4.0 * kEpsilon * std::fabs(y) + 2.0 * tiny;
     case Unary::sigmoid:
