@@ -11,9 +11,12 @@ using espalier::Unary;
 
 namespace {
 
-constexpr Unary kAll[] = {Unary::identity, Unary::gelu, Unary::gelu_tanh, Unary::relu, Unary::tanh,       Unary::sigmoid, Unary::silu,     Unary::quick_gelu,
-                          Unary::erf,      Unary::exp,  Unary::sqrt,      Unary::abs,  Unary::neg,        Unary::reciprocal, Unary::elu, Unary::softplus};
-constexpr const char* kNames[] = {"identity", "gelu", "gelu_tanh", "relu", "tanh", "sigmoid", "silu", "quick_gelu", "erf", "exp", "sqrt", "abs", "neg", "reciprocal", "elu", "softplus"};
+constexpr Unary kAll[] = {Unary::identity, Unary::gelu,       Unary::gelu_tanh, Unary::relu,
+                          Unary::tanh,     Unary::sigmoid,    Unary::silu,      Unary::quick_gelu,
+                          Unary::erf,      Unary::exp,        Unary::sqrt,      Unary::abs,
+                          Unary::neg,      Unary::reciprocal, Unary::elu,       Unary::softplus};
+constexpr const char* kNames[] = {"identity", "gelu", "gelu_tanh", "relu", "tanh", "sigmoid",    "silu", "quick_gelu",
+                                  "erf",      "exp",  "sqrt",      "abs",  "neg",  "reciprocal", "elu",  "softplus"};
 
 std::vector<float> apply(const KernelSet& k, Unary op, std::vector<float> x) {
   const std::size_t nb = static_cast<std::size_t>(k.lanes * k.max_groups), n = x.size();
@@ -43,14 +46,16 @@ TEST(accuracy_over_all_magnitudes) {
         if (std::isnan(want) && std::isinf(x[i])) continue;  // 0 * inf: see special_values
         const bool denormal = kAll[u] == Unary::reciprocal && std::fabs(want) > 3.4028235e38;
         if (denormal) continue;
-        CHECK(agrees(y[i], want, espalier::reference::unary_bound(kAll[u], x[i], want)), k->name, " ", kNames[u], "(", x[i], ") = ", y[i], ", expected ", want);
+        CHECK(agrees(y[i], want, espalier::reference::unary_bound(kAll[u], x[i], want)), k->name, " ", kNames[u], "(",
+              x[i], ") = ", y[i], ", expected ", want);
         if (std::isfinite(want) && std::fabs(x[i]) < 100.0f) {
           const double error = std::fabs(y[i] - want);
           worst_absolute = std::max(worst_absolute, std::fabs(want) < 1e3 ? error : 0.0);
           if (std::fabs(want) > 1.2e-38) worst_relative = std::max(worst_relative, error / std::fabs(want));
         }
       }
-      std::cerr << "      " << k->name << " " << kNames[u] << ": absolute " << worst_absolute << ", relative " << worst_relative << "\n";
+      std::cerr << "      " << k->name << " " << kNames[u] << ": absolute " << worst_absolute << ", relative "
+                << worst_relative << "\n";
     }
   }
 }
@@ -114,7 +119,8 @@ TEST(binary_operations) {
             }
             const float other = mode == 0 ? b[at] : mode == 1 ? b[static_cast<std::size_t>(i / nb)] : b[0];
             const float want = static_cast<float>(espalier::reference::binary(op, a[at], other));
-            CHECK(y[at] == want || (std::isnan(y[at]) && std::isnan(want)), k->name, ": ", y[at], " != ", want);  // correctly rounded
+            CHECK(y[at] == want || (std::isnan(y[at]) && std::isnan(want)), k->name, ": ", y[at],
+                  " != ", want);  // correctly rounded
           }
         }
       }
@@ -133,7 +139,8 @@ TEST(transpose_in) {
         for (int i = 0; i < count; ++i) rows.push_back(random.below(4) == 0 ? nullptr : data.data() + i * features);
         std::vector<float> panel(round_rows(features) * static_cast<std::size_t>(nb), kSentinel);
         k->transpose_in(rows.data(), count, panel.data(), features);
-        compare(k->name, panel.data(), nb, count, 0, features, espalier::reference::transpose_in(rows.data(), count, features));
+        compare(k->name, panel.data(), nb, count, 0, features,
+                espalier::reference::transpose_in(rows.data(), count, features));
       }
     }
   }

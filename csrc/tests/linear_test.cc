@@ -41,8 +41,8 @@ void run_case(const Case& c, const std::vector<float>& x, const Epilogue& e, int
   }
   const std::vector<float> before = y;
   c.k.linear(weight.packed(), x.data(), y.data(), c.groups, first, last, given);
-  const std::string where =
-      text(c.k.name, " ", c.rows, "x", c.columns, " format ", static_cast<int>(c.format), " chunk ", c.chunk, " groups ", c.groups);
+  const std::string where = text(c.k.name, " ", c.rows, "x", c.columns, " format ", static_cast<int>(c.format),
+                                 " chunk ", c.chunk, " groups ", c.groups);
   for (int row : checked) {
     if (row < first || row >= last) continue;
     const auto want = espalier::reference::linear(c.w.data(), c.rows, c.columns, x.data(), nb, lanes, row, row + 1, e);
@@ -52,7 +52,8 @@ void run_case(const Case& c, const std::vector<float>& x, const Epilogue& e, int
   for (std::size_t f = 0; f < round_rows(c.rows); ++f) {
     const bool mine = f >= static_cast<std::size_t>(first) && f < round_rows(last);
     for (std::size_t lane = mine ? static_cast<std::size_t>(lanes) : 0; lane < static_cast<std::size_t>(nb); ++lane)
-      untouched = untouched && y[f * static_cast<std::size_t>(nb) + lane] == before[f * static_cast<std::size_t>(nb) + lane];
+      untouched =
+          untouched && y[f * static_cast<std::size_t>(nb) + lane] == before[f * static_cast<std::size_t>(nb) + lane];
   }
   CHECK(untouched, where, ": wrote outside its rows or lanes");
 }
@@ -111,7 +112,8 @@ TEST(empty_and_full_rows_side_by_side) {
     const int nb = k->lanes * k->max_groups, rows = 11, columns = 300;
     std::vector<float> w(static_cast<std::size_t>(rows) * columns);
     for (int m = 0; m < rows; m += 3)
-      for (int i = 0; i < columns; ++i) w[static_cast<std::size_t>(m) * columns + static_cast<std::size_t>(i)] = random.normal();
+      for (int i = 0; i < columns; ++i)
+        w[static_cast<std::size_t>(m) * columns + static_cast<std::size_t>(i)] = random.normal();
     const std::vector<float> x = random.normals(static_cast<std::size_t>(columns) * static_cast<std::size_t>(nb));
     for (WeightFormat format : kFormats)
       run_case({*k, w, rows, columns, format, 128, k->max_groups}, x, {}, 0, rows, false, all_rows(rows));
@@ -166,7 +168,8 @@ TEST(layers_of_real_models) {
     for (int i = 0; i < 4; ++i) checked.push_back(random.below(shape.rows));
     for (const KernelSet* k : kernel_sets()) {
       const int nb = k->lanes * k->max_groups;
-      const std::vector<float> x = random.normals(static_cast<std::size_t>(shape.columns) * static_cast<std::size_t>(nb));
+      const std::vector<float> x =
+          random.normals(static_cast<std::size_t>(shape.columns) * static_cast<std::size_t>(nb));
       const std::vector<float> bias = random.normals(round_rows(shape.rows));
       for (const auto& candidate : espalier::candidates(espalier::stats(matrix), k->lanes, k->max_groups))
         run_case({*k, w, shape.rows, shape.columns, candidate.format, candidate.chunk, k->max_groups}, x,

@@ -35,8 +35,10 @@ void sweep(Kernel kernel, Reference reference) {
           const int lanes = groups * k->lanes;
           compare(k->name, y.data(), nb, lanes, 0, features, reference(x.data(), features, nb, lanes));
           for (std::size_t i = 0; i < x.size(); ++i) {
-            if (static_cast<int>(i) % nb >= lanes) CHECK(y[i] == kSentinel && z[i] == x[i], "wrote beyond its groups");
-            else CHECK(y[i] == z[i], "in place differs");
+            if (static_cast<int>(i) % nb >= lanes)
+              CHECK(y[i] == kSentinel && z[i] == x[i], "wrote beyond its groups");
+            else
+              CHECK(y[i] == z[i], "in place differs");
           }
         }
       }
@@ -51,8 +53,11 @@ TEST(layer_norm) {
   const std::vector<float> gamma = random.normals(1024), beta = random.normals(1024);
   for (const float* shift : {static_cast<const float*>(nullptr), beta.data()})
     for (float epsilon : {1e-12f, 1e-5f})
-      sweep([&](const KernelSet& k, const float* x, float* y, int f, int g) { k.layer_norm(x, y, f, g, gamma.data(), shift, epsilon); },
-            [&](const float* x, int f, int nb, int lanes) { return espalier::reference::layer_norm(x, f, nb, lanes, gamma.data(), shift, epsilon); });
+      sweep([&](const KernelSet& k, const float* x, float* y, int f,
+                int g) { k.layer_norm(x, y, f, g, gamma.data(), shift, epsilon); },
+            [&](const float* x, int f, int nb, int lanes) {
+              return espalier::reference::layer_norm(x, f, nb, lanes, gamma.data(), shift, epsilon);
+            });
 }
 
 TEST(softmax) {
@@ -63,7 +68,9 @@ TEST(softmax) {
 TEST(l2_normalize) {
   for (float epsilon : {1e-12f, 1e-5f})
     sweep([=](const KernelSet& k, const float* x, float* y, int f, int g) { k.l2_normalize(x, y, f, g, epsilon); },
-          [=](const float* x, int f, int nb, int lanes) { return espalier::reference::l2_normalize(x, f, nb, lanes, epsilon); });
+          [=](const float* x, int f, int nb, int lanes) {
+            return espalier::reference::l2_normalize(x, f, nb, lanes, epsilon);
+          });
 }
 
 // One bad token spoils no other.
@@ -84,8 +91,10 @@ TEST(nan_and_infinity_stay_in_their_lane) {
         bool spoilt = false;
         for (int i = 0; i < features * nb; ++i) {
           const float v = y[static_cast<std::size_t>(i)];
-          if (i % nb != lane) CHECK(std::isfinite(v), k->name, " kernel ", which, ": spoilt another token");
-          else spoilt = spoilt || std::isnan(v);
+          if (i % nb != lane)
+            CHECK(std::isfinite(v), k->name, " kernel ", which, ": spoilt another token");
+          else
+            spoilt = spoilt || std::isnan(v);
         }
         CHECK(spoilt, k->name, " kernel ", which, ": lost a bad value ", bad);
       }

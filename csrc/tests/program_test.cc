@@ -36,12 +36,16 @@ struct Network {
       Weight weight(espalier::compress({w.data(), rows, columns, columns, 1}), format, 9, p.panel_width());
       return p.add_linear("linear", x, std::move(weight), bias.data(), residual, act);
     };
-    int x = p.add_embed("embed", kFeatures, {{words.data(), nullptr, nullptr, kWords, 0}, {places.data(), nullptr, nullptr, kPlaces, 1}});
+    int x = p.add_embed("embed", kFeatures,
+                        {{words.data(), nullptr, nullptr, kWords, 0}, {places.data(), nullptr, nullptr, kPlaces, 1}});
     x = p.add_layer_norm("norm", x, gamma.data(), beta.data(), 1e-12f);
     for (int layer = 0; layer < 2; ++layer) {
       const int qkv = linear(x, 3 * kFeatures, kFeatures, -1, Unary::identity);
-      const int a = p.add_attention("attention", qkv, qkv, qkv, {kHeads, kFeatures / kHeads, kFeatures / kHeads, 0, kFeatures, 2 * kFeatures, 0.35f, -1});
-      x = p.add_layer_norm("norm", linear(a, kFeatures, kFeatures, x, Unary::identity), gamma.data(), beta.data(), 1e-12f);
+      const int a =
+          p.add_attention("attention", qkv, qkv, qkv,
+                          {kHeads, kFeatures / kHeads, kFeatures / kHeads, 0, kFeatures, 2 * kFeatures, 0.35f, -1});
+      x = p.add_layer_norm("norm", linear(a, kFeatures, kFeatures, x, Unary::identity), gamma.data(), beta.data(),
+                           1e-12f);
       const int h = linear(x, kInner, kFeatures, -1, Unary::gelu);
       x = p.add_layer_norm("norm", linear(h, kFeatures, kInner, x, Unary::identity), gamma.data(), nullptr, 1e-12f);
     }
@@ -59,7 +63,8 @@ using Sequence = std::vector<std::int32_t>;
 using Results = std::vector<std::vector<float>>;  // [output]
 
 // Runs a batch; gives each sequence its own results.
-std::vector<Results> run(Program& program, const std::vector<const Sequence*>& sequences, const std::vector<float>* key_bias = nullptr) {
+std::vector<Results> run(Program& program, const std::vector<const Sequence*>& sequences,
+                         const std::vector<float>* key_bias = nullptr) {
   Batch b;
   Sequence ids, columns;
   for (const Sequence* s : sequences) {
@@ -73,7 +78,8 @@ std::vector<Results> run(Program& program, const std::vector<const Sequence*>& s
   if (key_bias != nullptr) b.key_bias = key_bias->data();
   std::vector<std::vector<float>> out(kOutputs);
   for (int o = 0; o < kOutputs; ++o) {
-    out[static_cast<std::size_t>(o)].assign((kPerToken[o] ? ids.size() : sequences.size()) * static_cast<std::size_t>(kWidths[o]), kNan);
+    out[static_cast<std::size_t>(o)].assign(
+        (kPerToken[o] ? ids.size() : sequences.size()) * static_cast<std::size_t>(kWidths[o]), kNan);
     b.outputs.push_back(out[static_cast<std::size_t>(o)].data());
   }
   program.run(b);
@@ -83,7 +89,8 @@ std::vector<Results> run(Program& program, const std::vector<const Sequence*>& s
     Results mine;
     for (int o = 0; o < kOutputs; ++o) {
       const std::size_t width = static_cast<std::size_t>(kWidths[o]);
-      const auto begin = out[static_cast<std::size_t>(o)].begin() + static_cast<std::ptrdiff_t>((kPerToken[o] ? token : s) * width);
+      const auto begin =
+          out[static_cast<std::size_t>(o)].begin() + static_cast<std::ptrdiff_t>((kPerToken[o] ? token : s) * width);
       mine.emplace_back(begin, begin + static_cast<std::ptrdiff_t>((kPerToken[o] ? sequences[s]->size() : 1) * width));
     }
     results.push_back(mine);
@@ -121,14 +128,16 @@ TEST(results_do_not_depend_on_the_batch_or_the_threads) {
         Random random(52);
         for (int round = 0; round < 12; ++round) {
           std::vector<std::size_t> chosen;
-          for (int n = round == 0 ? 1 : 1 + random.below(25); n > 0; --n) chosen.push_back(static_cast<std::size_t>(random.below(static_cast<int>(sequences.size()))));
+          for (int n = round == 0 ? 1 : 1 + random.below(25); n > 0; --n)
+            chosen.push_back(static_cast<std::size_t>(random.below(static_cast<int>(sequences.size()))));
           std::vector<const Sequence*> batch;
           for (std::size_t i : chosen) batch.push_back(&sequences[i]);
           const std::vector<Results> got = run(*network.program, batch);
           for (std::size_t i = 0; i < chosen.size(); ++i)
             for (int o = 0; o < kOutputs; ++o)
-              CHECK(got[i][static_cast<std::size_t>(o)] == want[chosen[i]][static_cast<std::size_t>(o)], k->name, " format ", static_cast<int>(format), " threads ", threads,
-                    " batch of ", chosen.size(), " sequence ", i, " of length ", batch[i]->size(), " output ", o);
+              CHECK(got[i][static_cast<std::size_t>(o)] == want[chosen[i]][static_cast<std::size_t>(o)], k->name,
+                    " format ", static_cast<int>(format), " threads ", threads, " batch of ", chosen.size(),
+                    " sequence ", i, " of length ", batch[i]->size(), " output ", o);
         }
       }
     }
@@ -165,7 +174,8 @@ TEST(masking_is_like_leaving_out) {
     std::vector<float> bias(full.size(), 0.0f);
     std::fill(bias.begin() + 37, bias.end(), -3.4028235e38f);
     const Results masked = run(*network.program, {&full}, &bias)[0], cut = run(*network.program, {&part})[0];
-    for (std::size_t i = 0; i < part.size() * kFeatures; ++i) CHECK(std::fabs(masked[0][i] - cut[0][i]) <= 1e-4f, k->name);
+    for (std::size_t i = 0; i < part.size() * kFeatures; ++i)
+      CHECK(std::fabs(masked[0][i] - cut[0][i]) <= 1e-4f, k->name);
     CHECK(masked[1] == cut[1] || std::fabs(masked[1][0] - cut[1][0]) <= 1e-4f);
   }
 }

@@ -45,7 +45,8 @@ TEST(this_processor_gets_only_what_it_has) {
   CHECK(std::find(built.begin(), built.end(), chosen) != built.end(), "this build lacks kernels for its own processor");
   CHECK(built.front() == Isa::scalar);
   for (Isa isa : {Isa::scalar, Isa::neon, Isa::avx2, Isa::avx512})
-    if (std::find(built.begin(), built.end(), isa) == built.end()) CHECK_THROWS(espalier::kernels_for(isa), "no kernels");
+    if (std::find(built.begin(), built.end(), isa) == built.end())
+      CHECK_THROWS(espalier::kernels_for(isa), "no kernels");
 }
 
 TEST(candidates_are_sane) {
@@ -57,7 +58,8 @@ TEST(candidates_are_sane) {
     const std::int64_t all = static_cast<std::int64_t>(s.rows) * s.columns;
     s.nonzeros = static_cast<std::int64_t>(static_cast<double>(all) * random.unit());
     if (i % 7 == 0) s.nonzeros = i % 2 ? 0 : all;
-    s.blocks4x1 = std::max<std::int64_t>((s.nonzeros + 3) / 4, static_cast<std::int64_t>(static_cast<double>(s.nonzeros) * random.unit()));
+    s.blocks4x1 = std::max<std::int64_t>((s.nonzeros + 3) / 4,
+                                         static_cast<std::int64_t>(static_cast<double>(s.nonzeros) * random.unit()));
     const auto found = espalier::candidates(s, lanes, groups);
     bool seen[3] = {};
     CHECK(!found.empty());
@@ -72,7 +74,9 @@ TEST(candidates_are_sane) {
     CHECK(seen[0] && seen[1] && seen[2], "every format must be among the candidates");
   }
   // What the formats are for.
-  const auto first = [](std::int64_t nonzeros, std::int64_t blocks) { return espalier::candidates({3072, 768, nonzeros, blocks}, 8, 3).front().format; };
+  const auto first = [](std::int64_t nonzeros, std::int64_t blocks) {
+    return espalier::candidates({3072, 768, nonzeros, blocks}, 8, 3).front().format;
+  };
   const std::int64_t all = 3072 * 768;
   CHECK(first(all, all / 4) == WeightFormat::dense);
   CHECK(first(all / 20, all / 21) == WeightFormat::unstructured);

@@ -18,8 +18,8 @@ TEST(every_member_runs_once_per_call) {
   }
 }
 
-// Between barriers members write plain memory that others read afterwards: a barrier that leaks shows as a wrong sum, and
-// as a race under ThreadSanitizer.
+// Between barriers members write plain memory that others read afterwards: a barrier that leaks shows as a wrong sum,
+// and as a race under ThreadSanitizer.
 TEST(barriers_hold) {
   for (int size : {1, 2, 3, 5}) {
     Team team(size);

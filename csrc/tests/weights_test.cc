@@ -28,7 +28,9 @@ struct Encoded {
   std::vector<std::uint8_t> gaps;
   std::vector<std::uint16_t> low;
   std::vector<std::uint8_t> middle, top;
-  SparseMatrix decode(int rows, int columns) const { return espalier::decode({rows, columns, counts, gaps, low, middle, top}); }
+  SparseMatrix decode(int rows, int columns) const {
+    return espalier::decode({rows, columns, counts, gaps, low, middle, top});
+  }
 };
 
 Encoded encode(const SparseMatrix& s) {
@@ -62,8 +64,10 @@ TEST(compress_keeps_every_bit_whatever_the_strides) {
       if (w.size() > 2) w[1] = -0.0f, w[2] = 1e-45f;
       std::vector<float> transposed(w.size());
       for (int m = 0; m < rows; ++m)
-        for (int k = 0; k < columns; ++k) transposed[static_cast<std::size_t>(k * rows + m)] = w[static_cast<std::size_t>(m * columns + k)];
-      const SparseMatrix a = espalier::compress({w.data(), rows, columns, columns, 1}), b = espalier::compress({transposed.data(), rows, columns, 1, rows});
+        for (int k = 0; k < columns; ++k)
+          transposed[static_cast<std::size_t>(k * rows + m)] = w[static_cast<std::size_t>(m * columns + k)];
+      const SparseMatrix a = espalier::compress({w.data(), rows, columns, columns, 1}),
+                         b = espalier::compress({transposed.data(), rows, columns, 1, rows});
       espalier::check(a);
       espalier::check(b);
       const std::vector<float> back = dense(a), again = dense(b);
@@ -92,13 +96,16 @@ TEST(packing_and_multiplying_by_identity_gives_the_matrix_back) {
             for (int chunk : {1, 7, 50, espalier::max_chunk(nb)}) {
               const Weight weight(s, format, chunk, nb);
               for (int first = 0; first < columns; first += nb) {
-                std::vector<float> x(static_cast<std::size_t>(columns * nb)), y(round_rows(rows) * static_cast<std::size_t>(nb));
-                for (int lane = 0; lane < nb && first + lane < columns; ++lane) x[static_cast<std::size_t>((first + lane) * nb + lane)] = 1.0f;
+                std::vector<float> x(static_cast<std::size_t>(columns * nb)),
+                    y(round_rows(rows) * static_cast<std::size_t>(nb));
+                for (int lane = 0; lane < nb && first + lane < columns; ++lane)
+                  x[static_cast<std::size_t>((first + lane) * nb + lane)] = 1.0f;
                 k->linear(weight.packed(), x.data(), y.data(), k->max_groups, 0, rows, {});
                 bool same = true;
                 for (int m = 0; m < rows; ++m)
                   for (int lane = 0; lane < nb && first + lane < columns; ++lane)
-                    same = same && y[static_cast<std::size_t>(m * nb + lane)] == w[static_cast<std::size_t>(m * columns + first + lane)];
+                    same = same && y[static_cast<std::size_t>(m * nb + lane)] ==
+                                       w[static_cast<std::size_t>(m * columns + first + lane)];
                 CHECK(same, k->name, " ", rows, "x", columns, " format ", static_cast<int>(format), " chunk ", chunk);
               }
             }
@@ -115,14 +122,16 @@ TEST(widest_chunk) {
     const int nb = k->lanes * k->max_groups, columns = espalier::max_chunk(nb) + 3;
     std::vector<float> w(static_cast<std::size_t>(columns) * 5);
     for (int m = 0; m < 5; ++m)
-      for (int c : {0, columns - 5, columns - 4, columns - 1}) w[static_cast<std::size_t>(m * columns + c)] = static_cast<float>(m + c);
+      for (int c : {0, columns - 5, columns - 4, columns - 1})
+        w[static_cast<std::size_t>(m * columns + c)] = static_cast<float>(m + c);
     const SparseMatrix s = espalier::compress({w.data(), 5, columns, columns, 1});
     std::vector<float> x(static_cast<std::size_t>(columns) * static_cast<std::size_t>(nb), 0.5f);
     for (WeightFormat format : kFormats) {
       const Weight weight(s, format, espalier::max_chunk(nb), nb);
       std::vector<float> y(round_rows(5) * static_cast<std::size_t>(nb));
       k->linear(weight.packed(), x.data(), y.data(), k->max_groups, 0, 5, {});
-      for (int m = 0; m < 5; ++m) CHECK(y[static_cast<std::size_t>(m * nb)] == 0.5f * static_cast<float>(4 * m + 3 * columns - 10), k->name);
+      for (int m = 0; m < 5; ++m)
+        CHECK(y[static_cast<std::size_t>(m * nb)] == 0.5f * static_cast<float>(4 * m + 3 * columns - 10), k->name);
     }
     CHECK_THROWS(Weight(s, WeightFormat::unstructured, espalier::max_chunk(nb) + 1, nb), "chunk");
     CHECK_THROWS(Weight(s, WeightFormat::dense, 0, nb), "chunk");
@@ -147,7 +156,8 @@ TEST(rows_are_shared_out_completely) {
           }
           // Evenly filled rows must come out in even pieces.
           if (rows == 512 && sparsity == 0.0 && parts <= 16)
-            for (std::size_t p = 1; p < bounds.size(); ++p) CHECK(std::abs(bounds[p] - bounds[p - 1] - rows / parts) <= 8);
+            for (std::size_t p = 1; p < bounds.size(); ++p)
+              CHECK(std::abs(bounds[p] - bounds[p - 1] - rows / parts) <= 8);
         }
       }
     }
@@ -164,9 +174,11 @@ TEST(decode_undoes_encoding) {
       const SparseMatrix s = espalier::compress({w.data(), 7, columns, columns, 1});
       const SparseMatrix back = encode(s).decode(7, columns);
       espalier::check(back);
-      bool same = back.nonzeros() == s.nonzeros() && std::equal(s.starts.data(), s.starts.data() + 8, back.starts.data());
+      bool same =
+          back.nonzeros() == s.nonzeros() && std::equal(s.starts.data(), s.starts.data() + 8, back.starts.data());
       for (std::size_t i = 0; same && i < s.values.size(); ++i)
-        same = s.indices[i] == back.indices[i] && std::bit_cast<std::uint32_t>(s.values[i]) == std::bit_cast<std::uint32_t>(back.values[i]);
+        same = s.indices[i] == back.indices[i] &&
+               std::bit_cast<std::uint32_t>(s.values[i]) == std::bit_cast<std::uint32_t>(back.values[i]);
       CHECK(same, "columns ", columns, " sparsity ", sparsity);
     }
   }
@@ -183,17 +195,33 @@ TEST(decode_survives_corruption) {
     for (int change = random.below(3); change >= 0; --change) {
       const auto spoil = [&](auto& v) {
         using T = typename std::remove_reference_t<decltype(v)>::value_type;
-        if (v.empty() || random.below(3) == 0) return v.resize(static_cast<std::size_t>(random.below(50)), static_cast<T>(random.bits()));
-        v[static_cast<std::size_t>(random.below(static_cast<int>(v.size())))] = static_cast<T>(random.below(2) ? ~T{0} : static_cast<T>(random.bits()));
+        if (v.empty() || random.below(3) == 0)
+          return v.resize(static_cast<std::size_t>(random.below(50)), static_cast<T>(random.bits()));
+        v[static_cast<std::size_t>(random.below(static_cast<int>(v.size())))] =
+            static_cast<T>(random.below(2) ? ~T{0} : static_cast<T>(random.bits()));
       };
       switch (random.below(7)) {
-        case 0: spoil(e.counts); break;
-        case 1: spoil(e.gaps); break;
-        case 2: spoil(e.low); break;
-        case 3: spoil(e.middle); break;
-        case 4: spoil(e.top); break;
-        case 5: rows = random.below(9) - 1; break;
-        case 6: columns = random.below(3) ? random.below(600) - 1 : random.below(200000); break;
+        case 0:
+          spoil(e.counts);
+          break;
+        case 1:
+          spoil(e.gaps);
+          break;
+        case 2:
+          spoil(e.low);
+          break;
+        case 3:
+          spoil(e.middle);
+          break;
+        case 4:
+          spoil(e.top);
+          break;
+        case 5:
+          rows = random.below(9) - 1;
+          break;
+        case 6:
+          columns = random.below(3) ? random.below(600) - 1 : random.below(200000);
+          break;
       }
     }
     try {
