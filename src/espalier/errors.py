@@ -8,9 +8,14 @@
      |- InputError              what was passed to a session or a verb is wrong                   (ValueError)
      |   |- InputNameError          unknown, missing or duplicate input or output name
      |   |- InputTypeError          wrong dtype                                                   (TypeError)
-     |   `- InputShapeError         wrong rank, extent or length, or a token id out of range
+     |   |- InputShapeError         wrong rank, extent or length, or a token id out of range
+ |   |- ConfigError             a configuration has an unknown field or a value it cannot have
+ |   `- DataError               a data file is unreadable, empty or mislabelled; the message names file and line
      |- GraphError              a pass left the graph in a state its specification forbids
      |- EngineError             the native engine failed while running
+ |- TrainingError           a training run cannot go on; the message names the last checkpoint
+ |   `- CheckpointError         a checkpoint cannot be written or read                            (OSError)
+ |- ExportError             an exported model failed its verification
      `- MissingDependencyError  an optional package is needed; the message ends with the install command (ImportError)
 
 A message says what was wrong, what was expected, what was got, and what to do next.
@@ -55,12 +60,32 @@ class InputShapeError(InputError):
     """An input has the wrong rank or extent, or holds a token id out of range."""
 
 
+class ConfigError(InputError):
+    """A configuration has an unknown field, or a field a value it cannot have."""
+
+
+class DataError(InputError):
+    """A data file is unreadable, empty or mislabelled; the message names file and line."""
+
+
 class GraphError(EspalierError):
     """A pass left the graph in a state that its specification forbids."""
 
 
 class EngineError(EspalierError):
     """The native engine failed while running."""
+
+
+class TrainingError(EspalierError):
+    """A training run cannot go on; the message names the step and the last checkpoint."""
+
+
+class CheckpointError(TrainingError, OSError):
+    """A checkpoint cannot be written or read; an earlier one, if any, is untouched."""
+
+
+class ExportError(EspalierError):
+    """An exported model failed its verification: zeros lost, other numbers, or a pruned layer that runs dense."""
 
 
 class MissingDependencyError(EspalierError, ImportError):
