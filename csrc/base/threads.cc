@@ -12,8 +12,12 @@ inline void relax() {
 #endif
 }
 
-constexpr int kSpins =
-    4000;  // some tens of microseconds: longer than the skew between members, shorter than a time slice
+// Some tens of microseconds: longer than the skew between members, shorter than a time slice.
+constexpr int kSpins = 4000;
+
+std::uint64_t ticket(std::uint32_t serial, int units) {
+  return static_cast<std::uint64_t>(serial) << 32 | static_cast<std::uint32_t>(units);
+}
 
 }  // namespace
 
@@ -31,49 +35,77 @@ Team::~Team() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Team::run(const std::function<void(int)>& body) {
-  if (size_ > 1) {
-    {
-      const std::lock_guard lock(mutex_);
-      body_ = &body;
-      ++job_;
-    }
-    wake_.notify_all();
+void Team::run(std::span<const int> units, const Body& body) {
+  if (size_ == 1) {
+    for (int phase = 0; phase < static_cast<int>(units.size()); ++phase)
+      for (int unit = 0; unit < units[static_cast<std::size_t>(phase)]; ++unit) body(0, phase, unit);
+    return;
   }
-  body(0);
-  barrier();  // the others are done, and hold no reference to body, once all have arrived
+  if (units.empty()) return;
+  const Job job{serial_.load(std::memory_order_relaxed), static_cast<std::uint32_t>(units.size()), units.data(), &body};
+  {
+    const std::lock_guard lock(mutex_);
+    job_ = job;
+    ++calls_;
+    if (units[0] == 0)
+      advance(job.first_serial, job);
+    else
+      ticket_.store(ticket(job.first_serial, units[0]), std::memory_order_release);
+  }
+  wake_.notify_all();
+  take_part(0, job);
 }
 
 void Team::work(int member) {
   std::uint64_t seen = 0;
   for (;;) {
-    const std::function<void(int)>* body = nullptr;
+    Job job;
     {
       std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return stop_ || job_ != seen; });
+      wake_.wait(lock, [&] { return stop_ || calls_ != seen; });
       if (stop_) return;
-      seen = job_;
-      body = body_;
+      seen = calls_;
+      job = job_;
     }
-    (*body)(member);
-    barrier();
+    take_part(member, job);
   }
 }
 
-void Team::barrier() {
-  if (size_ == 1) return;
-  const std::uint32_t phase = phase_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-    phase_.notify_all();
-    return;
+void Team::take_part(int member, const Job& job) {
+  for (;;) {
+    std::uint64_t now = ticket_.load(std::memory_order_acquire);
+    const std::uint32_t serial = static_cast<std::uint32_t>(now >> 32), phase = serial - job.first_serial;
+    if (phase >= job.phases) return;
+    if (static_cast<std::uint32_t>(now) == 0) {
+      wait_beyond(serial);
+      continue;
+    }
+    if (!ticket_.compare_exchange_weak(now, now - 1, std::memory_order_acq_rel)) continue;
+    // The job cannot end before this unit is done, so its pointers are good.
+    const int units = job.units[phase];
+    (*job.body)(member, static_cast<int>(phase), units - static_cast<int>(static_cast<std::uint32_t>(now)));
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == units) advance(serial, job);
   }
+}
+
+// To the next phase that has units, or past the last.
+void Team::advance(std::uint32_t serial, const Job& job) {
+  done_.store(0, std::memory_order_relaxed);
+  std::uint32_t next = serial + 1;
+  while (next - job.first_serial < job.phases && job.units[next - job.first_serial] == 0) ++next;
+  const bool more = next - job.first_serial < job.phases;
+  const int units = more ? job.units[next - job.first_serial] : 0;
+  ticket_.store(ticket(next, units), std::memory_order_release);
+  serial_.store(next, std::memory_order_release);
+  serial_.notify_all();
+}
+
+void Team::wait_beyond(std::uint32_t serial) const {
   for (int i = 0; i < kSpins; ++i) {
-    if (phase_.load(std::memory_order_acquire) != phase) return;
+    if (serial_.load(std::memory_order_acquire) != serial) return;
     relax();
   }
-  while (phase_.load(std::memory_order_acquire) == phase) phase_.wait(phase, std::memory_order_acquire);
+  serial_.wait(serial, std::memory_order_acquire);
 }
 
 }  // namespace espalier

@@ -1,4 +1,7 @@
-// A fixed team of threads that runs one function at a time; idle threads sleep.
+// A fixed team of threads that shares out the units of one phase after another; idle threads sleep.
+//
+// A phase is complete when its units are, not when every member has turned up: a member that wakes late, or whose core
+// is taken by other work, delays nobody unless it holds a unit.
 #pragma once
 
 #include <atomic>
@@ -6,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -13,6 +17,9 @@ namespace espalier {
 
 class Team {
  public:
+  // body(member, phase, unit)
+  using Body = std::function<void(int, int, int)>;
+
   // Starts size - 1 threads; the caller of run() is the team's first member.
   explicit Team(int size);
   ~Team();
@@ -21,25 +28,38 @@ class Team {
 
   int size() const { return size_; }
 
-  // Calls body(member) once on every member and returns when all have. One call at a time. `body` must not throw.
-  void run(const std::function<void(int)>& body);
-
-  // Inside run(): returns when every member has called it. Spins briefly, then sleeps.
-  void barrier();
+  // Calls body once for every unit in [0, units[phase]) of every phase, and returns when all are done. Units of a phase
+  // start in ascending order, on any member; a phase starts when the one before it is complete, and sees what that
+  // wrote. One call at a time. `body` must not throw. At most 2^31 units a phase.
+  void run(std::span<const int> units, const Body& body);
 
  private:
+  // What a member needs to take part in one call of run(). Valid beyond the call except for the pointers, which are
+  // only followed while a unit of the call is held.
+  struct Job {
+    std::uint32_t first_serial = 0;
+    std::uint32_t phases = 0;
+    const int* units = nullptr;
+    const Body* body = nullptr;
+  };
+
   void work(int member);
+  void take_part(int member, const Job& job);
+  void advance(std::uint32_t serial, const Job& job);
+  void wait_beyond(std::uint32_t serial) const;
 
   const int size_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::uint64_t job_ = 0;  // guarded by mutex_, as are body_ and stop_
-  const std::function<void(int)>* body_ = nullptr;
+  std::uint64_t calls_ = 0;  // guarded by mutex_, as are job_ and stop_
+  Job job_;
   bool stop_ = false;
 
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<std::uint32_t> phase_{0};
+  // Phases are numbered through all calls. Upper half: the phase under way; lower half: units not yet handed out.
+  alignas(64) std::atomic<std::uint64_t> ticket_{0};
+  alignas(64) std::atomic<int> done_{0};
+  alignas(64) std::atomic<std::uint32_t> serial_{0};  // the phase under way, to wait on
 };
 
 }  // namespace espalier

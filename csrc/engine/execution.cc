@@ -1,8 +1,10 @@
 #include "engine/execution.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
+#include <functional>
+#include <limits>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -10,9 +12,9 @@ namespace espalier {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -36,62 +38,136 @@ double cut_cost(int groups, int widest) {
   return cost;
 }
 
-constexpr int kTaskPanels = 4;
+// Tokens that a thread takes through a segment together: they share each tile of weights while it is in the L2 cache,
+// and their intermediate values should not leave it either.
+constexpr int kBlockTokens = 128;
+
+// Rows of a linear layer that are shared out at a time: few, for an even end; enough to use the panel in the L1 cache.
+constexpr int kUnitRows = 256;
+
+// What a thread may keep for one task of whole sequences.
+constexpr std::size_t kTaskBytes = std::size_t{64} << 20;
 
 // Queries of one attention task: enough to reuse keys and values from the cache, few enough to share out.
 constexpr int kQueryPanels = 4;
 
+// When `parts` workers take the costliest remaining piece each time: the last one's finish.
+double makespan(std::vector<double> pieces, int parts) {
+  std::sort(pieces.begin(), pieces.end(), std::greater<>());
+  std::vector<double> loads(static_cast<std::size_t>(parts), 0.0);
+  for (double piece : pieces) *std::min_element(loads.begin(), loads.end()) += piece;
+  return *std::max_element(loads.begin(), loads.end());
+}
+
 }  // namespace
 
 Program::Execution::Execution(Program& program, const Batch& batch)
-    : p_(program), b_(batch), k_(program.kernels_), nb_(program.panel_width()), counters_(program.ops_.size()) {
+    : p_(program), b_(batch), k_(program.kernels_), nb_(program.panel_width()) {
+  for (std::int32_t length : b_.lengths) groups_.push_back(ceil_div(length, k_.lanes));
+  block_panels_ = std::max(1, kBlockTokens / nb_);
+  choose_partition();
   lay_out_tokens();
   lay_out_sequences();
   place_values();
+  plan_steps();
+}
+
+void Program::Execution::choose_partition() {
+  const int threads = p_.team_.size(), widest = k_.max_groups;
+  const int groups = std::accumulate(groups_.begin(), groups_.end(), 0);
+  // Multiply-adds per token in linear layers, and per query and key.
+  double linear = 1.0, attention = 0.0;
+  for (const Op& op : p_.ops_) {
+    if (op.kind == OpKind::linear) linear += static_cast<double>(op.weight->nonzeros());
+    if (op.kind == OpKind::attention)
+      attention += static_cast<double>(op.attention.heads) * (op.attention.head_size + op.attention.value_size);
+  }
+  const double unit = linear * k_.lanes * 2.0 * widest / (widest + 1.0);  // of cut_cost
+  const auto attention_cost = [&](int g) { return attention * g * k_.lanes * g * k_.lanes; };
+
+  // Whole sequences, short ones together, but enough tasks for the team to finish at about the same time.
+  const int target = std::clamp(groups / (4 * threads), widest, std::max(widest, block_panels_ * widest));
+  std::vector<double> tasks;
+  std::size_t most = 0;
+  int group_sum = 0;
+  double attention_sum = 0.0, attention_total = 0.0;
+  task_cut_ = {0};
+  for (std::size_t s = 0; s < groups_.size(); ++s) {
+    group_sum += groups_[s];
+    attention_sum += attention_cost(groups_[s]);
+    if (group_sum < target && s + 1 < groups_.size()) continue;
+    task_cut_.push_back(static_cast<int>(s) + 1);
+    tasks.push_back(cut_cost(group_sum, widest) * unit + attention_sum);
+    most = std::max(most, static_cast<std::size_t>(ceil_div(group_sum, widest)));
+    attention_total += attention_sum;
+    group_sum = 0;
+    attention_sum = 0.0;
+  }
+  const Storage& sequences = *p_.storage_[static_cast<std::size_t>(Partition::sequences)];
+  const bool fits = most * static_cast<std::size_t>(nb_) * sequences.task_features * sizeof(float) <= kTaskBytes;
+  // Waiting for each other costs a little, and more when it is done after every operation.
+  const double by_sequence = fits ? makespan(tasks, threads) : std::numeric_limits<double>::infinity();
+  const double by_panel = 1.04 * (cut_cost(ceil_div(groups, threads), widest) * unit + attention_total / threads);
+  const double by_row = 1.09 * (cut_cost(groups, widest) * unit + attention_total) / threads;
+  Partition best = Partition::panels;
+  if (by_row < by_panel && threads > 1) best = Partition::rows;
+  if (by_sequence <= std::min(by_panel, by_row)) best = Partition::sequences;
+  storage_ = p_.storage_[static_cast<std::size_t>(best)].get();
+  if (best != Partition::sequences) return;
+  tokens_.task_order.resize(tasks.size());
+  std::iota(tokens_.task_order.begin(), tokens_.task_order.end(), 0);
+  std::stable_sort(tokens_.task_order.begin(), tokens_.task_order.end(), [&](int a, int b) {
+    return tasks[static_cast<std::size_t>(a)] > tasks[static_cast<std::size_t>(b)];
+  });
 }
 
 // Appends panels of nearly equal width for `groups` more groups.
-void Program::Execution::cut_panels(Layout& layout, int groups, int widest) const {
-  const int panels = ceil_div(groups, widest);
+void Program::Execution::cut_panels(Layout& layout, int groups) const {
+  const int panels = ceil_div(groups, k_.max_groups);
   const int start = layout.first.back();
   for (int i = 1; i <= panels; ++i)
     layout.first.push_back(start + static_cast<int>(static_cast<std::int64_t>(groups) * i / panels));
 }
 
+// Cuts the tokens into panels, task by task where there are tasks.
+void Program::Execution::cut_tasks() {
+  const int widest = k_.max_groups, threads = p_.team_.size();
+  const int groups = std::accumulate(groups_.begin(), groups_.end(), 0);
+  tokens_.first = {0};
+  if (storage_->partition == Partition::rows) return cut_panels(tokens_, groups);
+  if (storage_->partition == Partition::sequences) {
+    for (std::size_t t = 0; t + 1 < task_cut_.size(); ++t) {
+      tokens_.task_first.push_back(tokens_.panels());
+      cut_panels(tokens_, std::accumulate(groups_.begin() + task_cut_[t], groups_.begin() + task_cut_[t + 1], 0));
+    }
+  } else {
+    int tasks = ceil_div(groups, widest * block_panels_);
+    if (tasks < 4 * threads) tasks = std::min(groups, ceil_div(tasks, threads) * threads);
+    for (int t = 0; t < tasks; ++t) {
+      tokens_.task_first.push_back(tokens_.panels());
+      const std::int64_t n = groups;
+      cut_panels(tokens_, static_cast<int>(n * (t + 1) / tasks - n * t / tasks));
+      tokens_.task_order.push_back(t);
+    }
+  }
+  tokens_.task_first.push_back(tokens_.panels());
+  for (std::size_t t = 0; t + 1 < tokens_.task_first.size(); ++t)
+    panels_per_task_ = std::max(panels_per_task_, tokens_.task_first[t + 1] - tokens_.task_first[t]);
+}
+
 void Program::Execution::lay_out_tokens() {
-  const int widest = k_.max_groups, lanes = k_.lanes, threads = p_.team_.size();
+  const int widest = k_.max_groups, lanes = k_.lanes;
   int groups = 0;
   std::int32_t packed = 0;
   for (std::size_t s = 0; s < b_.lengths.size(); ++s) {
     group_of_.push_back(groups);
     packed_of_.push_back(packed);
-    const int own = ceil_div(b_.lengths[s], lanes);
-    for (int g = 0; g < own; g += kQueryPanels * widest)
-      attention_items_.push_back({static_cast<int>(s), g, std::min(own, g + kQueryPanels * widest)});
-    groups += own;
+    for (int g = 0; g < groups_[s]; g += kQueryPanels * widest)
+      attention_items_.push_back({static_cast<int>(s), g, std::min(groups_[s], g + kQueryPanels * widest)});
+    groups += groups_[s];
     packed += b_.lengths[s];
   }
-  const double by_panel = cut_cost(ceil_div(groups, threads), widest);
-  const double by_row = cut_cost(groups, widest) / threads * 1.05;  // barriers after every operation
-  storage_ = threads == 1 || by_panel <= by_row ? p_.by_panel_.get() : p_.by_row_.get();
-
-  tokens_.first = {0};
-  if (storage_->by_panel) {
-    // Several panels share each tile of weights while it is in the L2 cache.
-    int tasks = ceil_div(groups, widest * kTaskPanels);
-    if (tasks < 4 * threads) tasks = std::min(groups, ceil_div(tasks, threads) * threads);
-    for (int t = 0; t < tasks; ++t) {
-      tokens_.task_first.push_back(tokens_.panels());
-      const std::int64_t n = groups;
-      cut_panels(tokens_, static_cast<int>(n * (t + 1) / tasks - n * t / tasks), widest);
-    }
-    tokens_.task_first.push_back(tokens_.panels());
-    panels_per_task_ = 1;
-    for (std::size_t t = 0; t + 1 < tokens_.task_first.size(); ++t)
-      panels_per_task_ = std::max(panels_per_task_, tokens_.task_first[t + 1] - tokens_.task_first[t]);
-  } else {
-    cut_panels(tokens_, groups, widest);
-  }
+  cut_tasks();
   for (int p = 0; p < tokens_.panels(); ++p) {
     for (int g = 0; g < tokens_.groups(p); ++g) {
       tokens_.panel_of.push_back(p);
@@ -111,7 +187,7 @@ void Program::Execution::lay_out_tokens() {
 void Program::Execution::lay_out_sequences() {
   const int count = static_cast<int>(b_.lengths.size());
   sequences_.first = {0};
-  cut_panels(sequences_, ceil_div(count, k_.lanes), k_.max_groups);
+  cut_panels(sequences_, ceil_div(count, k_.lanes));
   sequences_.item_at.assign(static_cast<std::size_t>(sequences_.panels()) * static_cast<std::size_t>(nb_), -1);
   int item = 0;
   for (int p = 0; p < sequences_.panels(); ++p) {
@@ -127,16 +203,16 @@ void Program::Execution::lay_out_sequences() {
 void Program::Execution::place_values() {
   const std::size_t nb = static_cast<std::size_t>(nb_);
   std::size_t total = 0;
-  const auto floats = [&](const Storage::SlotPlace& slot) {
+  const auto floats = [&](const Storage::Slot& slot) {
     return slot.features * nb * static_cast<std::size_t>(layout(slot.domain).panels());
   };
-  for (const Storage::SlotPlace& slot : storage_->slots)
-    if (!slot.thread_local_slot) total += floats(slot);
+  for (const Storage::Slot& slot : storage_->slots)
+    if (slot.scope == Scope::shared) total += floats(slot);
   p_.arena_.resize(total);
   float* at = p_.arena_.data();
-  for (const Storage::SlotPlace& slot : storage_->slots) {
-    slots_.push_back(slot.thread_local_slot ? nullptr : at);
-    if (!slot.thread_local_slot) at += floats(slot);
+  for (const Storage::Slot& slot : storage_->slots) {
+    slots_.push_back(slot.scope == Scope::shared ? at : nullptr);
+    if (slot.scope == Scope::shared) at += floats(slot);
   }
   for (const Op& op : p_.ops_) {
     std::size_t need = 0;
@@ -146,89 +222,147 @@ void Program::Execution::place_values() {
     work_floats_ = std::max(work_floats_, need);
   }
   work_floats_ = (work_floats_ + 15) / 16 * 16;
-  const std::size_t locals = storage_->local_features * nb * static_cast<std::size_t>(panels_per_task_);
-  for (Buffer<float>& scratch : p_.scratch_) scratch.resize(work_floats_ + locals);
+  task_floats_ = storage_->task_features * nb * static_cast<std::size_t>(panels_per_task_);
+  const std::size_t block_floats = storage_->block_features * nb * static_cast<std::size_t>(block_panels_);
+  for (Buffer<float>& scratch : p_.scratch_) scratch.resize(work_floats_ + task_floats_ + block_floats);
 }
 
-void Program::Execution::run() {
-  p_.team_.run([this](int member) {
-    Hand hand;
-    hand.member = member;
-    hand.work = p_.scratch_[static_cast<std::size_t>(member)].data();
-    hand.locals = hand.work + work_floats_;
-    work(hand);
-  });
-}
-
-void Program::Execution::work(Hand& hand) {
-  for (const Segment& segment : p_.segments_) {
-    const Layout& where = layout(segment.domain);
-    if (!segment.local) {
-      run_crossing(segment.first, hand);
-      p_.team_.barrier();
-    } else if (storage_->by_panel && segment.domain == Domain::token) {
-      const int tasks = static_cast<int>(where.task_first.size()) - 1;
-      for (int task = next(static_cast<std::size_t>(segment.first)); task < tasks;
-           task = next(static_cast<std::size_t>(segment.first)))
-        run_task(segment, where, task, hand);
-      p_.team_.barrier();
-    } else {
-      for (int i = segment.first; i < segment.last; ++i) {
-        run_op_by_rows(i, where, hand);
-        p_.team_.barrier();
-      }
+void Program::Execution::plan_steps() {
+  const auto add = [&](Step::Kind kind, int index, int units) {
+    steps_.push_back({kind, index});
+    units_.push_back(units);
+  };
+  for (int n = 0; n < static_cast<int>(storage_->stretches.size()); ++n) {
+    const Stretch& stretch = storage_->stretches[static_cast<std::size_t>(n)];
+    if (stretch.by_task) {
+      add(Step::Kind::tasks, n, static_cast<int>(tokens_.task_order.size()));
+      continue;
+    }
+    const Segment& segment = p_.segments_[static_cast<std::size_t>(stretch.first)];
+    for (int i = segment.first; i < segment.last; ++i) {
+      const Op& op = p_.ops_[static_cast<std::size_t>(i)];
+      const int panels = layout(segment.domain).panels();
+      if (op.kind == OpKind::attention)
+        add(Step::Kind::attention, i, static_cast<int>(attention_items_.size()) * op.attention.heads);
+      else if (!segment.local)
+        add(Step::Kind::sequences, i, static_cast<int>(b_.lengths.size()));
+      else if (op.kind == OpKind::linear)
+        add(Step::Kind::rows, i, panels * ceil_div(op.weight->packed().rows, kUnitRows));
+      else
+        add(Step::Kind::panels, i, panels);
     }
   }
 }
 
-float* Program::Execution::panel(int value, int panel, const Hand& hand) const {
-  const Place& place = storage_->places[static_cast<std::size_t>(value)];
-  const std::size_t stride = place.features * static_cast<std::size_t>(nb_);
-  if (place.thread_local_slot) {
-    const std::size_t offset = storage_->slots[static_cast<std::size_t>(place.slot)].offset *
-                               static_cast<std::size_t>(nb_) * static_cast<std::size_t>(panels_per_task_);
-    return hand.locals + offset + stride * static_cast<std::size_t>(panel - hand.first_panel);
+void Program::Execution::run() {
+  std::vector<Hand> hands(static_cast<std::size_t>(p_.team_.size()));
+  for (std::size_t member = 0; member < hands.size(); ++member) {
+    Hand& hand = hands[member];
+    hand.member = static_cast<int>(member);
+    hand.work = p_.scratch_[member].data();
+    hand.task_memory = hand.work + work_floats_;
+    hand.block_memory = hand.task_memory + task_floats_;
   }
-  return slots_[static_cast<std::size_t>(place.slot)] + stride * static_cast<std::size_t>(panel);
+  p_.team_.run(units_, [&](int member, int step, int unit) {
+    run_unit(steps_[static_cast<std::size_t>(step)], unit, hands[static_cast<std::size_t>(member)]);
+  });
 }
 
-void Program::Execution::run_task(const Segment& segment, const Layout& where, int task, Hand& hand) {
-  const int first = where.task_first[static_cast<std::size_t>(task)],
-            last = where.task_first[static_cast<std::size_t>(task) + 1];
-  hand.first_panel = first;
-  std::vector<double>& seconds = p_.seconds_[static_cast<std::size_t>(hand.member)];
-  Clock::time_point start = Clock::now();
+void Program::Execution::run_unit(const Step& step, int unit, Hand& hand) {
+  const std::size_t index = static_cast<std::size_t>(step.index);
+  if (step.kind == Step::Kind::tasks)
+    return run_task(storage_->stretches[index], tokens_.task_order[static_cast<std::size_t>(unit)], hand);
+  const Clock::time_point start = Clock::now();
+  const Op& op = p_.ops_[index];
+  const int value = op.kind == OpKind::store ? op.inputs[0] : op.output;
+  const Layout& where = layout(p_.values_[static_cast<std::size_t>(value)].domain);
+  switch (step.kind) {
+    case Step::Kind::tasks:
+      break;
+    case Step::Kind::rows:
+      run_rows(op, where, unit, hand);
+      break;
+    case Step::Kind::panels:
+      run_local(op, where, unit, hand);
+      break;
+    case Step::Kind::attention:
+      attention(op, attention_items_[static_cast<std::size_t>(unit / op.attention.heads)], unit % op.attention.heads,
+                hand);
+      break;
+    case Step::Kind::sequences:
+      if (op.kind == OpKind::select)
+        select(op, unit);
+      else
+        mean(op, unit);
+      break;
+  }
+  charge(step.index, start, hand);
+}
+
+float* Program::Execution::panel(int value, int panel, const Hand& hand) const {
+  const std::size_t index = static_cast<std::size_t>(storage_->places[static_cast<std::size_t>(value)]);
+  const Storage::Slot& slot = storage_->slots[index];
+  const std::size_t nb = static_cast<std::size_t>(nb_), stride = slot.features * nb;
+  switch (slot.scope) {
+    case Scope::block:
+      return hand.block_memory + slot.offset * nb * static_cast<std::size_t>(block_panels_) +
+             stride * static_cast<std::size_t>(panel - hand.block_panel);
+    case Scope::task:
+      return hand.task_memory + slot.offset * nb * static_cast<std::size_t>(panels_per_task_) +
+             stride * static_cast<std::size_t>(panel - hand.task_panel);
+    case Scope::shared:
+      break;
+  }
+  return slots_[index] + stride * static_cast<std::size_t>(panel);
+}
+
+void Program::Execution::run_task(const Stretch& stretch, int task, Hand& hand) {
+  const std::size_t t = static_cast<std::size_t>(task);
+  const int first = tokens_.task_first[t], last = tokens_.task_first[t + 1];
+  hand.task_panel = first;
+  for (int s = stretch.first; s < stretch.last; ++s) {
+    const Segment& segment = p_.segments_[static_cast<std::size_t>(s)];
+    if (segment.local) {
+      for (int panel = first; panel < last; panel += block_panels_)
+        run_block(segment, panel, std::min(last, panel + block_panels_), hand);
+      continue;
+    }
+    const Clock::time_point start = Clock::now();
+    const Op& op = p_.ops_[static_cast<std::size_t>(segment.first)];
+    for (int sequence = task_cut_[t]; sequence < task_cut_[t + 1]; ++sequence)
+      for (int head = 0; head < op.attention.heads; ++head)
+        attention(op, {sequence, 0, groups_[static_cast<std::size_t>(sequence)]}, head, hand);
+    charge(segment.first, start, hand);
+  }
+}
+
+void Program::Execution::run_block(const Segment& segment, int first, int last, Hand& hand) {
+  hand.block_panel = first;
   for (int i = segment.first; i < segment.last; ++i) {
+    const Clock::time_point start = Clock::now();
     const Op& op = p_.ops_[static_cast<std::size_t>(i)];
     if (op.kind == OpKind::linear) {
       const int rows = op.weight->packed().rows;
       const int tile = last - first > 1 ? tile_rows(*op.weight) : rows;
       for (int row = 0; row < rows; row += tile)
-        for (int p = first; p < last; ++p) linear_tile(op, where, p, row, std::min(rows, row + tile), hand);
+        for (int p = first; p < last; ++p) linear_tile(op, tokens_, p, row, std::min(rows, row + tile), hand);
     } else {
-      for (int p = first; p < last; ++p) run_local(op, where, p, hand);
+      for (int p = first; p < last; ++p) run_local(op, tokens_, p, hand);
     }
-    const Clock::time_point now = Clock::now();
-    seconds[static_cast<std::size_t>(i)] += std::chrono::duration<double>(now - start).count();
-    start = now;
+    charge(i, start, hand);
   }
 }
 
-// The whole team on one operation: a linear layer's rows are shared out, other operations go panel by panel.
-void Program::Execution::run_op_by_rows(int index, const Layout& where, Hand& hand) {
-  const Clock::time_point start = Clock::now();
-  const Op& op = p_.ops_[static_cast<std::size_t>(index)];
-  hand.first_panel = 0;
-  if (op.kind == OpKind::linear) {
-    const std::size_t member = static_cast<std::size_t>(hand.member);
-    if (op.row_bounds[member] < op.row_bounds[member + 1])
-      for (int p = 0; p < where.panels(); ++p)
-        linear_tile(op, where, p, op.row_bounds[member], op.row_bounds[member + 1], hand);
-  } else {
-    for (int p = next(static_cast<std::size_t>(index)); p < where.panels(); p = next(static_cast<std::size_t>(index)))
-      run_local(op, where, p, hand);
-  }
-  p_.seconds_[static_cast<std::size_t>(hand.member)][static_cast<std::size_t>(index)] += since(start);
+void Program::Execution::charge(int op, Clock::time_point start, const Hand& hand) {
+  p_.seconds_[static_cast<std::size_t>(hand.member)][static_cast<std::size_t>(op)] +=
+      std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// The whole team on one linear layer: some rows of one panel.
+void Program::Execution::run_rows(const Op& op, const Layout& where, int unit, Hand& hand) {
+  const int rows = op.weight->packed().rows, panels = where.panels();
+  const int first = unit / panels * kUnitRows;
+  linear_tile(op, where, unit % panels, first, std::min(rows, first + kUnitRows), hand);
 }
 
 void Program::Execution::linear_tile(const Op& op, const Layout& where, int at, int first_row, int last_row,
@@ -313,27 +447,6 @@ void Program::Execution::store(const Op& op, const Layout& where, int at, Hand& 
     float* row = out + static_cast<std::size_t>(items[lane]) * static_cast<std::size_t>(op.width);
     for (int f = 0; f < op.width; ++f) row[f] = x[static_cast<std::ptrdiff_t>(f) * nb_ + lane];
   }
-}
-
-void Program::Execution::run_crossing(int index, Hand& hand) {
-  const Clock::time_point start = Clock::now();
-  const Op& op = p_.ops_[static_cast<std::size_t>(index)];
-  const std::size_t counter = static_cast<std::size_t>(index);
-  if (op.kind == OpKind::attention) {
-    const int items = static_cast<int>(attention_items_.size());
-    const int tasks = items * op.attention.heads;
-    for (int t = next(counter); t < tasks; t = next(counter))
-      attention(op, attention_items_[static_cast<std::size_t>(t / op.attention.heads)], t % op.attention.heads, hand);
-  } else {
-    const int sequences = static_cast<int>(b_.lengths.size());
-    for (int s = next(counter); s < sequences; s = next(counter)) {
-      if (op.kind == OpKind::select)
-        select(op, s);
-      else
-        mean(op, s);
-    }
-  }
-  p_.seconds_[static_cast<std::size_t>(hand.member)][counter] += since(start);
 }
 
 void Program::Execution::attention(const Op& op, const AttentionItem& item, int head, Hand& hand) {
@@ -421,7 +534,7 @@ double time_linear(const KernelSet& kernels, const Weight& weight) {
   for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 17) * 0.0625f - 0.5f;
   double best = 1e30;
   for (int repeat = 0; repeat < 5; ++repeat) {
-    const Clock::time_point start = Clock::now();
+    const auto start = std::chrono::steady_clock::now();
     kernels.linear(w, x.data(), y.data(), kernels.max_groups, 0, w.rows, {});
     best = std::min(best, since(start));
   }

@@ -86,8 +86,6 @@ int Program::add_linear(std::string name, int x, Weight weight, const float* bia
   op.bias.zero();
   if (bias != nullptr) std::copy(bias, bias + rows, op.bias.data());
   op.unary = act;
-  op.row_bounds.resize(static_cast<std::size_t>(team_.size()) + 1);
-  weight.split_rows(team_.size(), op.row_bounds);
   op.weight = std::make_unique<Weight>(std::move(weight));
   return add(std::move(op), rows, in.domain);
 }
@@ -229,78 +227,79 @@ std::vector<Program::Segment> Program::segments() const {
   return out;
 }
 
-Program::Storage Program::plan_storage(const std::vector<Segment>& segments, bool by_panel) const {
-  Storage storage;
-  storage.by_panel = by_panel;
-  storage.places.resize(values_.size());
-  const int n = static_cast<int>(ops_.size());
+// A stretch is what runs between two waits for the whole team; slots are memory that values share one after the other.
+std::unique_ptr<Program::Storage> Program::plan_storage(Partition partition) const {
+  auto storage = std::make_unique<Storage>();
+  storage->partition = partition;
+  std::vector<int> segment_of(ops_.size()), stretch_of(segments_.size());
+  for (int s = 0; s < static_cast<int>(segments_.size()); ++s) {
+    const Segment& segment = segments_[static_cast<std::size_t>(s)];
+    for (int i = segment.first; i < segment.last; ++i) segment_of[static_cast<std::size_t>(i)] = s;
+    const bool crosses_sequences =
+        !segment.local && ops_[static_cast<std::size_t>(segment.first)].kind != OpKind::attention;
+    const bool by_task = segment.domain == Domain::token && !crosses_sequences &&
+                         (partition == Partition::sequences || (partition == Partition::panels && segment.local));
+    std::vector<Stretch>& stretches = storage->stretches;
+    if (partition == Partition::sequences && by_task && !stretches.empty() && stretches.back().by_task)
+      stretches.back().last = s + 1;
+    else
+      stretches.push_back({s, s + 1, by_task});
+    stretch_of[static_cast<std::size_t>(s)] = static_cast<int>(stretches.size()) - 1;
+  }
+
   std::vector<int> born(values_.size(), -1), dies(values_.size(), -1);
-  std::vector<int> segment_of(static_cast<std::size_t>(n));
-  for (std::size_t s = 0; s < segments.size(); ++s)
-    for (int i = segments[s].first; i < segments[s].last; ++i)
-      segment_of[static_cast<std::size_t>(i)] = static_cast<int>(s);
-  for (int i = 0; i < n; ++i) {
+  for (int i = 0; i < static_cast<int>(ops_.size()); ++i) {
     const Op& op = ops_[static_cast<std::size_t>(i)];
     if (op.kind != OpKind::store)
       born[static_cast<std::size_t>(op.output)] = dies[static_cast<std::size_t>(op.output)] = i;
     for (int id : op.inputs) dies[static_cast<std::size_t>(id)] = i;
   }
-  // A value read only in the segment that makes it needs no more room than the panels one thread has in hand.
-  const auto is_short = [&](std::size_t id) {
-    const std::size_t segment = static_cast<std::size_t>(segment_of[static_cast<std::size_t>(born[id])]);
-    return by_panel && values_[id].domain == Domain::token && segments[segment].local &&
-           segment_of[static_cast<std::size_t>(dies[id])] == static_cast<int>(segment);
+  const auto scope_of = [&](std::size_t id) {
+    const std::size_t first = static_cast<std::size_t>(segment_of[static_cast<std::size_t>(born[id])]),
+                      last = static_cast<std::size_t>(segment_of[static_cast<std::size_t>(dies[id])]);
+    if (stretch_of[first] != stretch_of[last] ||
+        !storage->stretches[static_cast<std::size_t>(stretch_of[first])].by_task)
+      return Scope::shared;
+    return first == last && segments_[first].local ? Scope::block : Scope::task;
   };
-  struct Slot {
-    std::size_t features;
-    Domain domain;
-    bool thread_local_slot;
-    int free_after;  // operation after whose segment the slot may be given away
-  };
-  std::vector<Slot> slots;
-  for (int i = 0; i < n; ++i) {
+
+  // A slot may be given away after the last operation that reads its value. Threads run at their own pace, but panel p
+  // of a slot is the same memory for each of its values, and a panel's operations run in order.
+  storage->places.resize(values_.size());
+  std::vector<int> free_after;
+  for (int i = 0; i < static_cast<int>(ops_.size()); ++i) {
     const Op& op = ops_[static_cast<std::size_t>(i)];
     if (op.kind == OpKind::store) continue;
     const std::size_t id = static_cast<std::size_t>(op.output);
-    const bool local = is_short(id);
+    const Scope scope = scope_of(id);
     const std::size_t features = rounded(values_[id].features);
-    // Threads run through a segment at their own pace, so what one operation of it reads stays until the segment ends,
-    // except for short values, which no other thread sees.
-    const auto release = [&](std::size_t value) {
-      if (local) return dies[value];
-      if (!by_panel || values_[value].domain == Domain::sequence) return dies[value];
-      return segments[static_cast<std::size_t>(segment_of[static_cast<std::size_t>(dies[value])])].last - 1;
-    };
-    const int begins = local || !by_panel || values_[id].domain == Domain::sequence
-                           ? i
-                           : segments[static_cast<std::size_t>(segment_of[static_cast<std::size_t>(i)])].first;
+    std::vector<Storage::Slot>& slots = storage->slots;
     std::size_t best = slots.size();
     for (std::size_t s = 0; s < slots.size(); ++s) {
-      const Slot& slot = slots[s];
-      if (slot.thread_local_slot == local && slot.domain == values_[id].domain && slot.features >= features &&
-          slot.free_after < begins && (best == slots.size() || slot.features < slots[best].features))
+      if (slots[s].scope == scope && slots[s].domain == values_[id].domain && slots[s].features >= features &&
+          free_after[s] < i && (best == slots.size() || slots[s].features < slots[best].features))
         best = s;
     }
     // An operation that only rewrites its first input does so in place when nobody reads that input again.
-    const bool in_place = (op.kind == OpKind::layer_norm || op.kind == OpKind::unary || op.kind == OpKind::binary) &&
-                          !op.inputs.empty() && dies[static_cast<std::size_t>(op.inputs[0])] == i &&
-                          values_[static_cast<std::size_t>(op.inputs[0])].features == values_[id].features;
-    if (in_place) {
-      const Place& source = storage.places[static_cast<std::size_t>(op.inputs[0])];
-      if (source.thread_local_slot == local) best = static_cast<std::size_t>(source.slot);
+    const bool rewrites = op.kind == OpKind::layer_norm || op.kind == OpKind::unary || op.kind == OpKind::binary;
+    if (rewrites && dies[static_cast<std::size_t>(op.inputs[0])] == i &&
+        values_[static_cast<std::size_t>(op.inputs[0])].features == values_[id].features) {
+      const std::size_t source = static_cast<std::size_t>(storage->places[static_cast<std::size_t>(op.inputs[0])]);
+      if (slots[source].scope == scope) best = source;
     }
-    if (best == slots.size()) slots.push_back({features, values_[id].domain, local, 0});
-    slots[best].free_after = release(id);
-    storage.places[id] = {static_cast<int>(best), features, local};
+    if (best == slots.size()) {
+      slots.push_back({features, values_[id].domain, scope, 0});
+      free_after.push_back(0);
+    }
+    free_after[best] = dies[id];
+    storage->places[id] = static_cast<int>(best);
   }
-  for (const Slot& slot : slots) storage.slots.push_back({slot.features, slot.domain, slot.thread_local_slot, 0});
-  std::size_t at = 0;
-  for (Storage::SlotPlace& slot : storage.slots) {
-    if (!slot.thread_local_slot) continue;
-    slot.offset = at;
-    at += slot.features;
+  for (Storage::Slot& slot : storage->slots) {
+    std::size_t& before = slot.scope == Scope::block ? storage->block_features : storage->task_features;
+    if (slot.scope == Scope::shared) continue;
+    slot.offset = before;
+    before += slot.features;
   }
-  storage.local_features = at;
   return storage;
 }
 
@@ -308,8 +307,8 @@ void Program::finish() {
   require(!finished_, "the program is finished already");
   require(outputs_ > 0, "the program has no outputs");
   segments_ = segments();
-  by_panel_ = std::make_unique<Storage>(plan_storage(segments_, true));
-  by_row_ = std::make_unique<Storage>(plan_storage(segments_, false));
+  for (Partition partition : {Partition::sequences, Partition::panels, Partition::rows})
+    storage_.push_back(plan_storage(partition));
   scratch_.resize(static_cast<std::size_t>(team_.size()));
   seconds_.assign(static_cast<std::size_t>(team_.size()), std::vector<double>(ops_.size(), 0.0));
   finished_ = true;

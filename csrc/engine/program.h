@@ -60,9 +60,8 @@ struct Op {
   std::vector<int> inputs;  // value ids
   int output = -1;          // value id; the output's number for store
   std::unique_ptr<Weight> weight;
-  std::vector<int> row_bounds;  // linear: rows of team member i are [row_bounds[i], row_bounds[i + 1])
-  Buffer<float> bias;           // linear: [M rounded up]
-  bool residual = false;        // linear: inputs[1] is added
+  Buffer<float> bias;     // linear: [M rounded up]
+  bool residual = false;  // linear: inputs[1] is added
   Unary unary = Unary::identity;
   Binary binary = Binary::add;
   Buffer<float> gamma;  // layer_norm; binary: the constant
@@ -148,6 +147,12 @@ class Program {
   struct Layout;     // where tokens stand: panels, groups, sequences
   struct Storage;    // where values stand
   struct Execution;  // one run
+  // How the team shares out a run; the storage and the phases follow from it.
+  enum class Partition : std::uint8_t {
+    sequences,  // a thread takes whole sequences through the whole network: activations stay in its cache
+    panels,     // a thread takes a few panels from one attention to the next
+    rows,       // the whole team on every operation: few tokens
+  };
   struct Segment {
     int first = 0;
     int last = 0;
@@ -159,14 +164,13 @@ class Program {
   int check_value(int id) const;
   void check_batch(const Batch& batch) const;
   std::vector<Segment> segments() const;
-  Storage plan_storage(const std::vector<Segment>& segments, bool by_panel) const;
+  std::unique_ptr<Storage> plan_storage(Partition partition) const;
 
   const KernelSet& kernels_;
   std::vector<Value> values_;
   std::vector<Op> ops_;
   std::vector<Segment> segments_;
-  std::unique_ptr<Storage> by_panel_;
-  std::unique_ptr<Storage> by_row_;
+  std::vector<std::unique_ptr<Storage>> storage_;  // [Partition]
   int index_inputs_ = 0;
   int float_inputs_ = 0;
   int bias_inputs_ = 0;

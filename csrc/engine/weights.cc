@@ -232,33 +232,4 @@ void Weight::pack_blocks(const SparseMatrix& s, int panel_width) {
   }
 }
 
-void Weight::split_rows(int parts, std::span<int> bounds) const {
-  const int quads = round_up(packed_.rows, kRowBlock) / kRowBlock;
-  // Work up to a quad: its entries in all chunks, plus a constant per row for loading and storing the sums.
-  const auto entries = [&](int quad) {
-    if (packed_.format == WeightFormat::dense) return static_cast<std::int64_t>(quad) * packed_.columns;
-    const int unit = packed_.format == WeightFormat::block4x1 ? quad : std::min(quad * kRowBlock, packed_.rows);
-    std::int64_t total = 0;
-    for (int c = 0; c < packed_.chunks; ++c) {
-      const std::uint32_t* starts = packed_.starts + static_cast<std::int64_t>(c) * (packed_.units + 1);
-      total += starts[unit] - starts[0];
-    }
-    return total + static_cast<std::int64_t>(quad) * 8 * packed_.chunks;
-  };
-  const std::int64_t all = entries(quads);
-  bounds[0] = 0;
-  for (int p = 1; p < parts; ++p) {
-    int low = bounds[static_cast<std::size_t>(p) - 1] / kRowBlock, high = quads;
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (entries(middle) * parts < all * p)
-        low = middle + 1;
-      else
-        high = middle;
-    }
-    bounds[static_cast<std::size_t>(p)] = std::min(low * kRowBlock, packed_.rows);
-  }
-  bounds[static_cast<std::size_t>(parts)] = packed_.rows;
-}
-
 }  // namespace espalier

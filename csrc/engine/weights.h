@@ -60,9 +60,6 @@ class Weight {
   std::int64_t nonzeros() const { return nonzeros_; }
   std::size_t bytes() const { return values_.size() * sizeof(float) + offsets_.size() * 2 + starts_.size() * 4; }
 
-  // Cuts rows into `parts` pieces of about equal work at multiples of kRowBlock. Returns [parts + 1] bounds.
-  void split_rows(int parts, std::span<int> bounds) const;
-
  private:
   void pack_dense(const SparseMatrix& matrix);
   void pack_unstructured(const SparseMatrix& matrix, int panel_width);

@@ -138,32 +138,6 @@ TEST(widest_chunk) {
   }
 }
 
-TEST(rows_are_shared_out_completely) {
-  Random random(42);
-  for (int rows : {1, 3, 4, 5, 97, 512}) {
-    for (double sparsity : {0.0, 0.9, 1.0}) {
-      const std::vector<float> w = random_weight(random, rows, 64, sparsity, 1);
-      const SparseMatrix s = espalier::compress({w.data(), rows, 64, 64, 1});
-      for (WeightFormat format : kFormats) {
-        const Weight weight(s, format, 24, 24);
-        for (int parts : {1, 2, 3, 5, 16, 200}) {
-          std::vector<int> bounds(static_cast<std::size_t>(parts) + 1, -1);
-          weight.split_rows(parts, bounds);
-          CHECK(bounds.front() == 0 && bounds.back() == rows);
-          for (std::size_t p = 1; p < bounds.size(); ++p) {
-            CHECK(bounds[p - 1] <= bounds[p], "bounds descend");
-            CHECK(bounds[p] == rows || bounds[p] % espalier::kRowBlock == 0, "bound ", bounds[p], " cuts a row block");
-          }
-          // Evenly filled rows must come out in even pieces.
-          if (rows == 512 && sparsity == 0.0 && parts <= 16)
-            for (std::size_t p = 1; p < bounds.size(); ++p)
-              CHECK(std::abs(bounds[p] - bounds[p - 1] - rows / parts) <= 8);
-        }
-      }
-    }
-  }
-}
-
 TEST(decode_undoes_encoding) {
   Random random(43);
   for (int columns : {1, 254, 255, 256, 257, 700, 65536}) {
