@@ -75,7 +75,7 @@ std::vector<Candidate> candidates(const WeightStats& s, int lanes, int groups) {
     found.push_back({format, chunk, cycles});
   };
   add(WeightFormat::dense, 24 * 1024);
-  for (int bytes : {24 * 1024, 36 * 1024, 72 * 1024, 144 * 1024}) {
+  for (int bytes : {24 * 1024, 36 * 1024, 48 * 1024, 72 * 1024, 144 * 1024}) {
     add(WeightFormat::unstructured, bytes);
     add(WeightFormat::block4x1, bytes);
   }

@@ -19,31 +19,36 @@ inline void store_row(const V (&acc)[R], float* y, int row) {
   UNROLL for (int r = 0; r < R; ++r) acc[r].store(y + static_cast<long>(row) * NB + r * V::lanes);
 }
 
-// Entries alternate between two sets of accumulators, so that consecutive multiply-adds do not wait for each other.
+// A multiply-add takes four cycles or so: where a panel has fewer vectors than that, entries alternate between two sets
+// of accumulators, so that consecutive ones do not wait for each other. Narrow panels do as full ones: the order of the
+// sum must not depend on the width.
 template <int R>
 inline void unstructured_row(const PackedWeight& w, int c, int row, const float* x, float* y, const Epilogue& e) {
+  constexpr int kSets = MAX_GROUPS >= 4 ? 1 : 2;
   const std::uint32_t* starts = w.starts + static_cast<long>(c) * (w.units + 1);
   const float* value = w.values + starts[row];
   const std::uint16_t* offset = w.offsets + starts[row];
   const int n = static_cast<int>(starts[row + 1] - starts[row]);
-  V a[R], b[R];
-  start_row<R>(a, c == 0, y, e, row);
-  UNROLL for (int r = 0; r < R; ++r) b[r] = V::zero();
+  V acc[kSets][R];
+  start_row<R>(acc[0], c == 0, y, e, row);
+  if constexpr (kSets == 2) UNROLL for (int r = 0; r < R; ++r) acc[1][r] = V::zero();
   int i = 0;
-  for (; i + 2 <= n; i += 2) {
-    const V w0 = V::broadcast(value + i), w1 = V::broadcast(value + i + 1);
-    const float* x0 = x + offset[i];
-    const float* x1 = x + offset[i + 1];
-    UNROLL for (int r = 0; r < R; ++r) a[r] = fma(w0, V::load(x0 + r * V::lanes), a[r]);
-    UNROLL for (int r = 0; r < R; ++r) b[r] = fma(w1, V::load(x1 + r * V::lanes), b[r]);
+  for (; i + kSets <= n; i += kSets) {
+    UNROLL for (int set = 0; set < kSets; ++set) {
+      const V weight = V::broadcast(value + i + set);
+      const float* xi = x + offset[i + set];
+      UNROLL for (int r = 0; r < R; ++r) acc[set][r] = fma(weight, V::load(xi + r * V::lanes), acc[set][r]);
+    }
   }
-  if (i < n) {
-    const V w0 = V::broadcast(value + i);
-    const float* x0 = x + offset[i];
-    UNROLL for (int r = 0; r < R; ++r) a[r] = fma(w0, V::load(x0 + r * V::lanes), a[r]);
+  if constexpr (kSets == 2) {
+    if (i < n) {
+      const V weight = V::broadcast(value + i);
+      const float* xi = x + offset[i];
+      UNROLL for (int r = 0; r < R; ++r) acc[0][r] = fma(weight, V::load(xi + r * V::lanes), acc[0][r]);
+    }
+    UNROLL for (int r = 0; r < R; ++r) acc[0][r] = acc[0][r] + acc[1][r];
   }
-  UNROLL for (int r = 0; r < R; ++r) a[r] = a[r] + b[r];
-  store_row<R>(a, y, row);
+  store_row<R>(acc[0], y, row);
 }
 
 template <int R>
