@@ -1,0 +1,51 @@
+"""Pruning and distillation with PyTorch. The verb is :func:`espalier.compress`; it meets the runtime through files only.
+
+Group (what is zeroed together) x score (which groups go) x allocation (how many of each layer) x schedule (when) x
+recovery (how the rest heals), each one class or function and one row in a table.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from espalier.compression.callbacks import PruningCallback, PruningHook
+    from espalier.compression.config import Calibration, Config, Recovery, Schedule, Training
+    from espalier.compression.pruner import Pruner, PruneReport
+
+_HOMES = {
+    "Calibration": "config",
+    "Config": "config",
+    "PruneReport": "pruner",
+    "Pruner": "pruner",
+    "PruningCallback": "callbacks",
+    "PruningHook": "callbacks",
+    "Recovery": "config",
+    "Schedule": "config",
+    "Training": "config",
+}
+
+__all__ = [
+    "Calibration",
+    "Config",
+    "PruneReport",
+    "Pruner",
+    "PruningCallback",
+    "PruningHook",
+    "Recovery",
+    "Schedule",
+    "Training",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
