@@ -1,4 +1,4 @@
-"""Pruning and distillation with PyTorch. The verb is :func:`espalier.compress`; it meets the runtime through files only.
+"""Pruning and distillation with PyTorch. The verb is :func:`espalier.compress`.
 
 Group (what is zeroed together) x score (which groups go) x allocation (how many of each layer) x schedule (when) x
 recovery (how the rest heals), each one class or function and one row in a table.

@@ -1,7 +1,7 @@
 """How a target is spread over layers. Pure functions of scores, losses and costs; NumPy only.
 
-``uniform``: every layer the same. ``global``: one threshold over the scores of all layers. ``cost``: the least loss among
-the choices that are fast enough, by dynamic programming over a grid of sparsities per layer, as in SPDY (Frantar and
+``uniform``: every layer the same. ``global``: one threshold over the scores of all layers. ``cost``: least loss among the
+choices that are fast enough, by dynamic programming over a grid of sparsities per layer, as in SPDY (Frantar and
 Alistarh 2022, arXiv 2201.13096) and ZipLM (Kurtic et al. 2023, arXiv 2302.04089).
 """
 
@@ -52,8 +52,8 @@ def cheapest(losses: Sequence[Sequence[float]], costs: Sequence[Sequence[float]]
     least = sum(min(row) for row in costs)
     if budget < least:
         raise ConfigError(
-            f"the budget of {budget:.4g} cannot be met: the cheapest choice for every layer takes {least:.4g}; lower the "
-            "speed-up, or let the layers that are excluded be pruned too"
+            f"the budget of {budget:.4g} cannot be met: the cheapest choice for every layer takes {least:.4g}; "
+            "lower the speed-up, or let the layers that are excluded be pruned too"
         )
     # The cheapest choices are free and the rest counts as extra: then the budget is met even where rounding is coarse.
     room = budget - least

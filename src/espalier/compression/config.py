@@ -2,8 +2,8 @@
 
     Config(sparsity=0.8, pattern="4x1", score="obert", training=Training(minutes=30))
 
-Every class checks its values when it is made and raises ConfigError. The same fields make up a TOML or JSON file, with a
-table for each part.
+Every class checks its values when it is made and raises ConfigError. The same fields make up a TOML or JSON file, with
+a table for each part.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class Recovery(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Training(_Checked):
-    """How long and how to train. The first limit of ``epochs``, ``steps`` and ``minutes`` ends it; without any, none is.
+    """How long and how to train. The first limit of ``epochs``, ``steps`` and ``minutes`` ends it; without any,
+    there is none.
 
     ``warmup``: share of the training (of each part of it, with rewinds) in which the rate grows. ``batch_tokens``:
     tokens in a batch, padding counted. ``max_length``: tokens in a sequence; None for what suits the task.
@@ -147,8 +148,8 @@ class Training(_Checked):
 class Calibration(_Checked):
     """What scores learn from data, and the numerics of second-order ones.
 
-    ``batches``: how many batches of the training data a score sees. ``dampening``: added to the diagonal of a Hessian or
-    Fisher matrix, as a share of its mean; 0 adds nothing, and then a singular matrix is an error. ``block``: columns
+    ``batches``: how many batches of the training data a score sees. ``dampening``: added to the diagonal of a Hessian
+    or Fisher matrix, as a share of its mean; 0 adds nothing, and then a singular matrix is an error. ``block``: columns
     pruned between two updates of all later ones (SparseGPT). ``fisher_block``: weights whose second derivatives oBERT
     keeps together. ``sequential``: SparseGPT prunes a layer after those it gets its inputs from, with the inputs it
     will really get, at the price of one pass over the calibration data for each set of layers.
@@ -169,14 +170,14 @@ class Calibration(_Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Config(_Checked):
-    """One run. ``sparsity`` (share of zeros in the prunable weights) or ``speedup`` (over dense, in the engine), or neither
-    to train without pruning.
+    """One run. ``sparsity`` (share of zeros in the prunable weights) or ``speedup`` (over dense, in the engine), or
+    neither to train without pruning.
 
-    ``pattern``: what becomes zero together: ``unstructured``, ``4x1`` or any ``RxC`` (outputs by inputs), ``N:M`` (N kept
-    of M inputs), ``heads``, ``neurons``, ``layers``. ``score``: which of them go. ``allocation``: how the target is spread
-    over layers: ``uniform``, ``global`` (one threshold), ``cost`` (by the engine's measured time). ``include`` and
-    ``exclude``: regular expressions searched in the names of linear layers. ``threads``: of PyTorch; None for its own
-    choice. Raises ConfigError.
+    ``pattern``: what becomes zero together: ``unstructured``, ``4x1`` or any ``RxC`` (outputs by inputs), ``N:M`` (N
+    kept of M inputs), ``heads``, ``neurons``, ``layers``. ``score``: which of them go. ``allocation``: how the target is
+    spread over layers: ``uniform``, ``global`` (one threshold), ``cost`` (by the engine's measured time). ``include``
+    and ``exclude``: regular expressions searched in the names of linear layers. ``threads``: of PyTorch; None for its
+    own choice. Raises ConfigError.
     """
 
     sparsity: float | None = None

@@ -1,6 +1,6 @@
 """What becomes zero together inside one weight matrix ``[outputs, inputs]``.
 
-A pattern is data: a block of ``rows`` by ``columns``, and how many of every ``window`` groups along the inputs must stay.
+A pattern is data: a block of ``rows`` by ``columns``, and how many of every ``window`` inputs must stay.
 Heads, neurons and layers span several matrices; :mod:`espalier.compression.structured` maps them onto columns of one.
 """
 
@@ -24,7 +24,8 @@ _WINDOW = re.compile(r"([1-9]\d{0,3}):([1-9]\d{0,3})")
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Blocks of ``rows`` outputs by ``columns`` inputs; with ``window`` at least ``keep`` of that many neighbours stay."""
+    """Blocks of ``rows`` outputs by ``columns`` inputs; with ``window`` at least ``keep`` of so many neighbours
+    stay."""
 
     pattern: str
     rows: int = 1
