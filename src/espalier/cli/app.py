@@ -10,6 +10,7 @@ import click
 
 import espalier
 from espalier.cli import files, show
+from espalier.cli.compress import compress
 from espalier.cli.entry import EspalierGroup, debug_option
 
 CHECK_FAILED = 1
@@ -167,3 +168,6 @@ def doctor(context: click.Context, /, as_json: bool) -> None:
         show.print_diagnosis(diagnosis)
     if diagnosis.broken:
         context.exit(CHECK_FAILED)
+
+
+main.add_command(compress)
