@@ -122,10 +122,6 @@ def test_an_interrupted_run_is_resumed(encoder_folder: Path, texts_file: Path, t
         sparsity=0.8, pattern="unstructured", score="magnitude", recovery=Recovery(task=0), training=TRAINING
     )
 
-    class Stop(Monitor):
-        def step(self, status: object) -> None:
-            raise KeyboardInterrupt
-
     def run(output: Path, monitor: Monitor, *, resume: bool = False) -> None:
         compress(
             encoder_folder,
@@ -207,11 +203,11 @@ def test_calls_that_make_no_sense(encoder_folder: Path, texts_file: Path, tmp_pa
         compress(encoder_folder, sparse, task="translate", data=data, output=tmp_path / "o", monitor=quiet)
     with pytest.raises(ModelNotFoundError):
         compress(tmp_path / "no", sparse, task="embeddings", data=data, output=tmp_path / "o", monitor=quiet)
-    with pytest.raises(ConfigError, match="set recovery.task to 0"):
-        config = Config(sparsity=0.5, recovery=Recovery(task=1))
-        compress(encoder_folder, config, task="embeddings", data=data, output=tmp_path / "o", monitor=quiet)
+    labels = Config(sparsity=0.5, recovery=Recovery(task=1))
+    with pytest.raises(ConfigError, match=r"set recovery\.task to 0"):
+        compress(encoder_folder, labels, task="embeddings", data=data, output=tmp_path / "o", monitor=quiet)
+    wrong = Data(training=(texts_file,), guessed=texts_file, columns=Columns())
     with pytest.raises(ConfigError, match="guessed starts"):
-        wrong = Data(training=(texts_file,), guessed=texts_file, columns=Columns())
         compress(encoder_folder, sparse, task="embeddings", data=wrong, output=tmp_path / "o", monitor=quiet)
     with pytest.raises(InputError, match="is or holds the input"):
         compress(encoder_folder, sparse, task="embeddings", data=data, output=encoder_folder, monitor=quiet)

@@ -46,7 +46,8 @@ def label_settings(folder: Path, labels: Sequence[str], head: str) -> tuple[dict
     architectures = config.get("architectures") or [""]
     if not str(architectures[0]).endswith(f"For{head}"):
         return {"num_labels": len(labels), **own}, None
-    named = {int(number): str(name) for number, name in (config.get("id2label") or {"0": "0", "1": "1"}).items()}
+    # What transformers takes for a configuration that names no labels.
+    named = {int(n): str(name) for n, name in (config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}).items()}
     order = tuple(named[i] for i in range(len(named)))
     if set(labels) <= set(order):
         return {}, order
