@@ -1,7 +1,7 @@
 """How a target is spread over layers. Pure functions of scores, losses and costs; NumPy only.
 
-``uniform``: every layer the same. ``global``: one threshold over the scores of all layers. ``cost``: least loss among the
-choices that are fast enough, by dynamic programming over a grid of sparsities per layer, as in SPDY (Frantar and
+``uniform``: every layer the same. ``global``: one threshold over the scores of all layers. ``cost``: least loss among
+the choices that are fast enough, by dynamic programming over a grid of sparsities per layer, as in SPDY (Frantar and
 Alistarh 2022, arXiv 2201.13096) and ZipLM (Kurtic et al. 2023, arXiv 2302.04089).
 """
 

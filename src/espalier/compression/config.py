@@ -174,10 +174,10 @@ class Config(_Checked):
     neither to train without pruning.
 
     ``pattern``: what becomes zero together: ``unstructured``, ``4x1`` or any ``RxC`` (outputs by inputs), ``N:M`` (N
-    kept of M inputs), ``heads``, ``neurons``, ``layers``. ``score``: which of them go. ``allocation``: how the target is
-    spread over layers: ``uniform``, ``global`` (one threshold), ``cost`` (by the engine's measured time). ``include``
-    and ``exclude``: regular expressions searched in the names of linear layers. ``threads``: of PyTorch; None for its
-    own choice. Raises ConfigError.
+    kept of M inputs), ``heads``, ``neurons``, ``layers``. ``score``: which of them go. ``allocation``: how the target
+    is spread over layers: ``uniform``, ``global`` (one threshold), ``cost`` (by the engine's measured time).
+    ``include`` and ``exclude``: regular expressions searched in the names of linear layers. ``threads``: of PyTorch;
+    None for its own choice. Raises ConfigError.
     """
 
     sparsity: float | None = None

@@ -1,0 +1,177 @@
+"""What a layer costs in the engine at each sparsity, measured on this machine and remembered there.
+
+A token's time in the engine is the sum over linear layers of the panel time of their weights, in the fastest format,
+and a rest (attention, normalisation, embeddings) that does not depend on zeros. Both are measured with one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from espalier.compiler.formats import cache_folder
+from espalier.compression.groups import Groups
+from espalier.errors import ConfigError, EspalierError
+
+GRID = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
+"""The sparsities that are measured and that allocation chooses from."""
+
+_VERSION = 1
+_LENGTH, _SEQUENCES, _REPEATS = 128, 48, 3
+_MOST_MEASURED = 4
+
+
+class Costs:
+    """Seconds for one token. ``isa``: the instruction set, by default this machine's; ``cache``: the file of earlier
+    measurements, by default in the user's cache folder."""
+
+    def __init__(self, *, isa: str | None = None, cache: Path | None = None) -> None:
+        from espalier import _native
+
+        self.isa = isa or _native.current_isa()
+        lanes, groups = _native.panel_shape(self.isa)
+        self._panel = lanes * groups
+        self._path = cache if cache is not None else cache_folder() / "costs.json"
+        self._key = f"{_processor()} {self.isa} {self._panel}"
+        self._known: dict[str, float] = self._read()
+
+    def linear(self, shape: tuple[int, int], sparsity: float, groups: Groups) -> float:
+        """A linear layer of ``shape`` (outputs, inputs) with that share of its groups gone; interpolated."""
+        sparsity = min(sparsity, groups.most)
+        grid = [s for s in GRID if s <= groups.most + 1e-9]
+        if sparsity in grid:
+            return self._linear(shape, sparsity, groups)
+        upper = next((i for i, s in enumerate(grid) if s > sparsity), len(grid) - 1)
+        low, high = grid[max(0, upper - 1)], grid[upper]
+        times = [self._linear(shape, s, groups) for s in (low, high)]
+        return float(np.interp(sparsity, [low, high], times))
+
+    def rest(self, model: nn.Module, linear: Mapping[str, nn.Linear]) -> tuple[float, str]:
+        """What a token of ``model`` takes outside of the dense ``linear`` layers, and a note; 0 where the engine
+        cannot run the model, which the note then says."""
+        key = self._model_key(model)
+        dense = sum(
+            self.linear((m.out_features, m.in_features), 0.0, Groups(pattern="unstructured")) for m in linear.values()
+        )
+        if key is None or key not in self._known:
+            try:
+                whole = _time_model(model, self.isa)
+            except (EspalierError, AttributeError, ValueError, TypeError, OSError) as error:
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                return (
+                    0.0,
+                    f"speed-ups are of the linear layers alone: the engine cannot run the whole model ({reason})",
+                )
+            if key is None:
+                return max(0.0, whole - dense), ""
+            self._known[key] = whole
+            self.save()
+        return max(0.0, self._known[key] - dense), ""
+
+    def save(self) -> None:
+        """Write new measurements to the cache. A cache that cannot be written is no error: it is only slower."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            content = self._file() | {self._key: self._known}
+            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
+                json.dump({"version": _VERSION, "machines": content}, file)
+            os.replace(file.name, self._path)
+        except OSError:
+            return
+
+    def _linear(self, shape: tuple[int, int], sparsity: float, groups: Groups) -> float:
+        rows, columns = min(groups.rows, shape[0]), min(groups.columns, shape[1])
+        key = f"{shape[0]}x{shape[1]} {rows}x{columns} {groups.keep}:{groups.window} {sparsity:g}"
+        if sparsity == 0:
+            key = f"{shape[0]}x{shape[1]} dense"
+        if key not in self._known:
+            self._known[key] = self._measure(shape, sparsity, groups) / self._panel
+            self.save()
+        return self._known[key]
+
+    def _measure(self, shape: tuple[int, int], sparsity: float, groups: Groups) -> float:
+        """Seconds for one panel in the fastest format, with random zeros of the pattern."""
+        from espalier import _native
+
+        rng = np.random.default_rng(0)
+        down, across = groups.grid(shape)
+        kept = np.ones(down * across, bool)
+        if groups.window:
+            # Random places in every window: none loses more than the pattern allows.
+            order = rng.random((down, across // groups.window, groups.window)).argsort(-1).argsort(-1)
+            kept = (order >= round(sparsity * groups.window)).ravel()
+        else:
+            kept[rng.permutation(down * across)[: round(sparsity * down * across)]] = False
+        mask = kept.reshape(down, across).repeat(groups.rows, 0).repeat(groups.columns, 1)
+        dense = rng.standard_normal(shape, np.float32) * mask
+        matrix = _native.compress(np.ascontiguousarray(dense, np.float32))
+        best = math.inf
+        for name, chunk, _ in matrix.candidates(self.isa)[:_MOST_MEASURED]:
+            weight = _native.Weight(matrix, name, chunk, self.isa)
+            best = min(best, weight.time(self.isa))
+        return best
+
+    def _model_key(self, model: nn.Module) -> str | None:
+        config: Any = getattr(model, "config", None)
+        if config is None or not hasattr(config, "to_dict"):
+            return None
+        values = config.to_dict()
+        names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "dim")
+        names += ("n_layers", "n_heads", "hidden_dim", "hidden_act", "activation")
+        return f"{type(model).__name__} " + " ".join(f"{name}={values[name]}" for name in names if name in values)
+
+    def _file(self) -> dict[str, dict[str, float]]:
+        try:
+            content = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        if not isinstance(content, dict) or content.get("version") != _VERSION:
+            return {}
+        machines = content.get("machines")
+        return machines if isinstance(machines, dict) else {}
+
+    def _read(self) -> dict[str, float]:
+        known = self._file().get(self._key)
+        if not isinstance(known, dict):
+            return {}
+        return {str(k): float(v) for k, v in known.items() if isinstance(v, int | float) and v > 0}
+
+
+def _time_model(model: nn.Module, isa: str) -> float:
+    """Seconds for one token of a model in the engine: one thread, sequences of 128 tokens, the best of a few runs."""
+    import espalier
+
+    saver: Any = model
+    if not hasattr(saver, "save_pretrained"):
+        raise ConfigError("it is no Hugging Face model")
+    vocabulary = int(saver.config.vocab_size)
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(0, vocabulary, _LENGTH) for _ in range(_SEQUENCES)]
+    with tempfile.TemporaryDirectory() as folder:
+        saver.save_pretrained(folder)
+        session = espalier.load(folder, threads=1)
+        best = math.inf
+        for _ in range(_REPEATS + 1):  # the first run also warms up
+            start = time.perf_counter()
+            session.run_ragged(None, sequences)
+            best = min(best, time.perf_counter() - start)
+    return best / (_LENGTH * _SEQUENCES)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,113 @@
+"""Second-order pruning layer by layer, from the inputs alone (OBC, arXiv 2208.11580; SparseGPT, arXiv 2301.00774).
+
+A layer's loss is the squared error of its outputs on the calibration data, whose Hessian ``X^T X`` all rows of the
+weight share. Groups are chosen and made up for column by column; then the weights left are fitted again by least
+squares, which SparseGPT leaves out and which costs little at the size of encoders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from espalier.compression.calibration import Loss, feed
+from espalier.compression.layers import Layer
+from espalier.compression.scores.base import Score
+from espalier.compression.second_order import (
+    column_scores,
+    dampen,
+    inverse_factor,
+    output_error,
+    refit,
+    sweep,
+)
+
+_CURVE = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 1.0)
+"""Sparsities between which the loss is taken to be straight."""
+
+
+class SparseGPT(Score):
+    """``settings``: dampening and block of :class:`~espalier.compression.config.Calibration`."""
+
+    name: ClassVar[str] = "sparsegpt"
+    unit: ClassVar[str] = "squared norm of the layer's outputs"
+    sequential: ClassVar[bool] = True
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings)
+        self._hessians: dict[str, Tensor] = {}
+        self._factors: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def collect(self, model: nn.Module, layers: Mapping[str, Layer], batches: Iterable[Any], loss: Loss) -> None:
+        self.forget()
+        counts = dict.fromkeys(layers, 0)
+        sums = {
+            name: torch.zeros(layer.shape[1], layer.shape[1], device=layer.module.weight.device)
+            for name, layer in layers.items()
+        }
+
+        def see(name: str, x: Tensor) -> None:
+            sums[name].addmm_(x.T, x)
+            counts[name] += len(x)
+
+        feed(model, {name: layer.module for name, layer in layers.items()}, batches, loss, see)
+        self._hessians = {name: total / counts[name] for name, total in sums.items()}
+        if self.settings.dampening:
+            note = f"Hessians dampened by {self.settings.dampening:g} of their mean diagonal"
+            self.notes = [*dict.fromkeys([*self.notes, note])]
+
+    def scores(self, layer: Layer) -> Tensor:
+        _, factor = self._prepared(layer)
+        return column_scores(layer.weight, factor.T @ factor, layer.groups)
+
+    def scale(self, layer: Layer) -> float:
+        return output_error(layer.weight, self._hessians[layer.name].double()) or 1.0
+
+    def prune(self, layer: Layer, count: int) -> tuple[float, float]:
+        hessian, factor = self._prepared(layer)
+        dense, true = layer.weight.double(), self._hessians[layer.name].double()
+        swept, kept = self._remove(layer, factor, count)
+        fitted = refit(dense, hessian, kept, layer.groups)
+        zeroed = dense * layer.groups.expand(kept)
+        whole = output_error(dense, true) or 1.0
+        # Least squares is exact under the dampened Hessian; rounding in a bad one must not make things worse.
+        best = min((fitted, swept), key=lambda weight: output_error(dense - weight, hessian))
+        layer.write(best, kept)
+        return output_error(dense - zeroed, true) / whole, output_error(dense - best, true) / whole
+
+    def losses(self, layer: Layer, counts: Sequence[int]) -> list[float]:
+        """Errors of the real thing: the layer is pruned to each count in turn, on a copy and without the last fit."""
+        _, factor = self._prepared(layer)
+        dense, true = layer.weight.double(), self._hessians[layer.name].double()
+        whole = output_error(dense, true) or 1.0
+        gone = int((~layer.kept).sum())
+        return [
+            0.0 if count <= gone else output_error(dense - self._remove(layer, factor, count)[0], true) / whole
+            for count in counts
+        ]
+
+    def increments(self, layer: Layer) -> np.ndarray:
+        """Slopes between the losses of a few counts: inputs that stand in for each other make single scores too low."""
+        gone, size = int((~layer.kept).sum()), layer.kept.numel()
+        counts = sorted({max(gone, min(size, round(share * size))) for share in _CURVE} | {gone})
+        slopes = np.diff(self.losses(layer, counts)) / np.diff(counts)
+        return np.repeat(np.maximum.accumulate(np.maximum(slopes, 0)), np.diff(counts))
+
+    def forget(self) -> None:
+        self._hessians = {}
+        self._factors = {}
+
+    def _remove(self, layer: Layer, factor: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return sweep(layer.weight, factor, layer.groups, layer.kept, count, self.settings.block)
+
+    def _prepared(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """The dampened Hessian and the factor of its inverse, both float64 ``[inputs, inputs]``."""
+        if layer.name not in self._factors:
+            hessian = dampen(self._hessians[layer.name], self.settings.dampening)
+            factor = inverse_factor(hessian, f"the Hessian of the layer {layer.name!r}")
+            self._factors = {layer.name: (hessian, factor)}  # of one layer at a time: they are large
+        return self._factors[layer.name]
