@@ -46,7 +46,7 @@ def test_failures_are_messages(encoder_folder: Path, texts_file: Path, tmp_path:
         (("--data", texts_file, "-o", encoder_folder), "is or holds the input"),
         (("--data", texts_file, "-o", tmp_path / "o", "--pattern", "7x7"), "7x7"),
         (("--data", texts_file, "-o", tmp_path / "o", "--resume"), "no checkpoint"),
-        (("--data", texts_file, "-o", tmp_path / "o", "--teacher", tmp_path), "config.json"),
+        (("--data", texts_file, "-o", tmp_path / "o", "--teacher", texts_file), "config.json"),
     ):
         done = run(encoder_folder, *ONCE, "--sparsity", 0.5, *arguments)
         assert done.exit_code == 2, done.output

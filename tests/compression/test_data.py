@@ -99,8 +99,10 @@ def test_columns_of_the_wrong_kind(tmp_path: Path) -> None:
 
 def test_datasets_on_disk(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
-    labels = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
-    data = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=labels)
+    table = pytest.importorskip("pyarrow").table({"text": ["a", "b"], "label": [1, 0]})
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    info = datasets.DatasetInfo(features=features)
+    data = datasets.Dataset(datasets.table.InMemoryTable(table), info=info, fingerprint="of-this-test")
     data.save_to_disk(str(tmp_path / "one"))
     assert read_dataset(tmp_path / "one").column("label") == ["yes", "no"]
     datasets.DatasetDict({"train": data}).save_to_disk(str(tmp_path / "many"))

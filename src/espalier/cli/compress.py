@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +78,9 @@ _TRAINING = (
 def compress(context: click.Context, /, model: Path, output: Path, json_to: str | None, **options: Any) -> None:
     """Prune MODEL, a Hugging Face folder, and train it until it is as good again.
 
-    Writes a folder with the compressed model, the same as model.onnx, and a report, all verified. Ctrl-C writes a
-    checkpoint; the same command with --resume goes on from it.
+    Writes a folder with the compressed model, the same as model.onnx, and a report, all verified. Without --minutes,
+    --epochs or --steps nothing is trained, only pruned. Ctrl-C writes a checkpoint; the same command with --resume
+    goes on from it.
     """
     try:
         from espalier.compression.compress import Data, compress
@@ -90,7 +92,9 @@ def compress(context: click.Context, /, model: Path, output: Path, json_to: str 
         raise MissingDependencyError(
             f"compression needs the package {error.name}, which is not installed: pip install 'espalier[compress]'"
         ) from error
-    target = None if json_to in (None, "-") else Path(str(json_to))
+    # Under a launcher of several processes, one speaks for all.
+    leader = os.environ.get("RANK", "0") == "0"
+    target = None if json_to in (None, "-") or not leader else Path(str(json_to))
     if target is not None:
         files.check_output(target, [model, *options["data"]])
     config = make_config(options)
@@ -117,6 +121,8 @@ def compress(context: click.Context, /, model: Path, output: Path, json_to: str 
         hint = "; the same command with --resume goes on from there" if stopped.checkpoint else ""
         click.echo(f"espalier: {stopped}{hint}", err=True)
         context.exit(INTERRUPTED)
+    if not leader:
+        return
     if target is not None:
         files.write_json(target, report.to_dict())
     if json_to == "-":

@@ -15,22 +15,19 @@ from torch import Tensor, nn
 from espalier.compression.config import Config
 from espalier.compression.data import Feature, Tokens
 from espalier.compression.distributed import World, world
-from espalier.compression.export import Check, Exported, check_place, export
+from espalier.compression.export import Exported, check_place, export
+from espalier.compression.groups import STRUCTURED
 from espalier.compression.measure import Sizes, Speed, measure_sizes, measure_speed
 from espalier.compression.progress import Monitor
 from espalier.compression.progress import monitor as usual_monitor
 from espalier.compression.pruner import Pruner
 from espalier.compression.recovery import Plan
 from espalier.compression.report import CompressionReport, LayerRow
-from espalier.compression.structured import shrink
 from espalier.compression.tasks import TASKS, Columns, CustomTask, Embeddings, EncoderTask, QuestionAnswering, Task
 from espalier.compression.tasks.metrics import Scores, recovery_interval
 from espalier.compression.tasks.models import model_home
 from espalier.compression.trainer import CHECKPOINTS, History, Trainer, plain
 from espalier.errors import ConfigError, InputError, ModelError
-
-STRUCTURED = ("heads", "neurons", "layers")
-"""Patterns after which the model is made physically smaller."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,19 +160,20 @@ class _FolderRun:
             )
         dense_folder = self.teacher or (self.source if sparse else None)
         teacher = None if dense_folder is None else task.load(dense_folder, attention=attention).to(self.job.device)
+        if isinstance(task, Embeddings) and teacher is None:
+            raise ConfigError("the task 'embeddings' learns from a teacher: give one, or a sparsity")
         dense = None if teacher is None else self._evaluate(task, teacher, "the dense model")
         pruner = Pruner(model, config) if sparse else None
         self.output.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(model, teacher, task, pruner, config, self.output, monitor=self.monitor, world=self.job)
         history = trainer.run(resume=self.resume)
-        masks = {} if pruner is None else {name: mask.detach().cpu() for name, mask in pruner.masks.items()}
         zeros = 0.0 if pruner is None else pruner.sparsity()
         rows = [] if pruner is None else pruner.layer_report()
-        extra: list[Check] = []
-        if pruner is not None and config.pattern in STRUCTURED:
-            model, masks, extra = self._shrink(model, masks)
+        if pruner is not None:
+            model = self._shrink(model, pruner, history)
+        masks = {} if pruner is None else {name: mask.detach().cpu() for name, mask in pruner.masks.items()}
         compressed = self._evaluate(task, model, "the result")
-        found = self._finish(task, model, masks, dense_folder, extra) if self.job.leader else None
+        found = self._finish(task, model, masks, dense_folder) if self.job.leader else None
         self.job.wait()
         report = self._report(task, history, zeros, rows, dense, compressed, found)
         if self.job.leader:
@@ -193,7 +191,7 @@ class _FolderRun:
             raise ConfigError("a limit on the evaluation needs data to evaluate on")
 
     def _evaluate(self, task: EncoderTask, model: nn.Module, what: str) -> Scores | None:
-        if self.data.evaluation is None:
+        if self.data.evaluation is None or not self.job.leader:
             return None
         self.monitor.stage(f"evaluating {what}")
         scores = task.evaluate(model)
@@ -201,14 +199,19 @@ class _FolderRun:
             self.monitor.say(f"{what}: {scores.name} {scores.value:.4f}")
         return scores
 
-    def _shrink(
-        self, model: nn.Module, masks: Mapping[str, Tensor]
-    ) -> tuple[nn.Module, dict[str, Tensor], list[Check]]:
+    def _shrink(self, model: nn.Module, pruner: Pruner, history: History) -> nn.Module:
+        """Take out what structured patterns have emptied; the pruner's masks follow."""
+        if self.config.pattern not in STRUCTURED:
+            return model
         before = sum(p.numel() for p in model.parameters())
-        small = shrink(model, masks)
+        small = pruner.shrink()
         after = sum(p.numel() for p in small.parameters())
-        check = Check("smaller", after < before, f"{after} parameters, {before} before")
-        return small, {}, [check]
+        history.notes.append(
+            f"{before - after} of {before} parameters are gone"
+            if after < before
+            else "the model keeps its size: a Hugging Face folder cannot say what was pruned, so it stays as zeros"
+        )
+        return small
 
     def _finish(
         self,
@@ -216,14 +219,11 @@ class _FolderRun:
         model: nn.Module,
         masks: Mapping[str, Tensor],
         dense_folder: Path | None,
-        extra: Sequence[Check],
     ) -> tuple[Exported, Sizes | None, Speed | None, list[str]]:
         threads = self.config.threads
         self.monitor.stage("exporting and verifying")
         samples = self._samples(task)
-        exported = export(
-            model.cpu(), task, self.source, self.output, masks, samples=samples, threads=threads, extra=extra
-        )
+        exported = export(model.cpu(), task, self.source, self.output, masks, samples=samples, threads=threads)
         notes: list[str] = []
         sizes: Sizes | None = None
         speed: Speed | None = None
@@ -313,8 +313,8 @@ def _compress_module(
         history = trainer.run(resume=resume)
     elif pruner is not None:
         history.notes.append("no batches were given: pruned once, not trained")
-        report = pruner.prune(_target(pruner, config), list, _no_loss)
-        row = {"step": 0, "fraction": 1.0, "target": config.sparsity, "sparsity": pruner.sparsity()}
+        report = pruner.prune(pruner.target, list, _no_loss)
+        row = {"step": 0, "fraction": 1.0, "target": pruner.target, "sparsity": pruner.sparsity()}
         history.prunings.append(row | {"seconds": 0.0, "report": plain(report)})
     model.train(training)
     summary = CompressionReport(
@@ -331,13 +331,6 @@ def _compress_module(
     if output is not None and job.leader:
         summary.save(output)
     return summary
-
-
-def _target(pruner: Pruner, config: Config) -> float:
-    target = config.sparsity if config.sparsity is not None else getattr(pruner, "target", None)
-    if target is None:
-        raise ConfigError("config.speedup needs a model folder, whose layers can be timed in the engine")
-    return float(target)
 
 
 def _no_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -361,7 +354,7 @@ def layer_rows(rows: Sequence[Any], formats: Mapping[str, str], speed: Speed | N
                 format=formats.get(name, ""),
                 dense_ms=None if speed is None else _of_layer(speed.dense_ms, name),
                 sparse_ms=None if speed is None else _of_layer(speed.sparse_ms, name),
-                expected_speedup=values.get("expected_speedup"),
+                expected_speedup=values.get("speedup"),
             )
         )
     return tuple(found)

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from espalier.errors import ConfigError
+
+_PATIENCE = timedelta(hours=4)
+"""How long the others wait while the leader evaluates and exports."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ def world(device: torch.device | None = None) -> Iterator[World]:
     if own:
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", rank=rank, world_size=size)
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield World(rank, size, chosen)
     finally:

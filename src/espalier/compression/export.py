@@ -92,12 +92,11 @@ def export(
     samples: Sequence[Feature],
     threads: int | None = None,
     tune: bool = True,
-    extra: Sequence[Check] = (),
 ) -> Exported:
     """Write ``model`` as a Hugging Face folder and an ONNX file into ``output``, verified.
 
     ``source`` is the folder it came from, for tokenizer and pooling; ``masks`` (bool, True for kept weights) by layer
-    name; ``samples`` are run for the comparison of numbers; ``extra`` are checks made elsewhere.
+    name; ``samples`` are run for the comparison of numbers.
 
     Raises ExportError when a check fails; nothing is written then.
     """
@@ -105,7 +104,7 @@ def export(
     with _staging(output) as stage:
         _write_folder(model, task, source, stage)
         onnx, notes = _write_onnx(model, task, stage, samples)
-        checks = list(extra)
+        checks: list[Check] = []
         formats: dict[str, str] = {}
         if masks:
             found, formats = _runs_sparse(stage, masks, threads=threads, tune=tune)
@@ -142,6 +141,8 @@ def _write_folder(model: nn.Module, task: EncoderTask, source: Path, stage: Path
     layout = task.name == "embeddings"
     inner = stage / home.relative_to(source) if layout else stage
     inner.mkdir(parents=True, exist_ok=True)
+    from safetensors import SafetensorError
+
     try:
         save_model(model, inner)
         for folder in dict.fromkeys((source, home)):
@@ -150,9 +151,9 @@ def _write_folder(model: nn.Module, task: EncoderTask, source: Path, stage: Path
                     shutil.copyfile(folder / name, inner / name)
         if layout:
             _copy_sentence_parts(source, home, stage)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ExportError(
-            f"cannot write the model to {stage.parent}: {error.strerror or error}; is there room?"
+            f"cannot write the model to {stage.parent}: {getattr(error, 'strerror', None) or error}; is there room?"
         ) from error
 
 

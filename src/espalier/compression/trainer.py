@@ -96,6 +96,11 @@ class _Budget:
         return min(1.0, max(shares, default=1.0))
 
     @property
+    def limited(self) -> bool:
+        """Whether there is any training."""
+        return any(limit is not None for limit in (self.steps, self.epochs, self.seconds))
+
+    @property
     def planned_epochs(self) -> float | None:
         """Epochs, where a number of steps or epochs limits the run."""
         found = [] if self.steps is None else [self.steps / self.per_epoch]
@@ -158,6 +163,9 @@ class Trainer:
         optimizer = make_optimizer(self.model, training)
         per_epoch = math.ceil(len(self._epoch(0)) / self.world.size)
         budget = _Budget.of(training, per_epoch)
+        if not budget.limited and (self.pruner is None or self.config.schedule.kind == "gradual"):
+            what = "dense training" if self.pruner is None else "gradual pruning"
+            raise ConfigError(f"{what} needs a length: set training.epochs, steps or minutes")
         if resume:
             self._restore(optimizer)
         self._prepare_teacher(budget)
@@ -198,11 +206,12 @@ class Trainer:
             group["lr"] = rate
         batch = self._next()
         parts = self._losses(batch)
-        total = torch.stack(list(parts.values())).sum()
-        value = float(total.detach())
+        stacked = torch.stack(list(parts.values()))
+        values = stacked.detach().tolist()  # one wait for the device instead of one for each part
+        value = sum(values)
         if not math.isfinite(value):
             self._not_a_number("the loss", value, rate)
-        torch.autograd.backward(total)
+        torch.autograd.backward(stacked.sum())
         self.world.average_gradients(parameters)
         norm = float(nn.utils.clip_grad_norm_(parameters, _CLIP))
         if not math.isfinite(norm):
@@ -216,7 +225,7 @@ class Trainer:
         state = self._state
         state.step += 1
         state.tokens += getattr(batch, "tokens", 0) * self.world.size
-        sums = {"loss": value, "count": 1.0, "learning_rate": rate} | {k: float(v.detach()) for k, v in parts.items()}
+        sums = {"loss": value, "count": 1.0, "learning_rate": rate, **dict(zip(parts, values, strict=True))}
         for name, number in sums.items():
             state.window[name] = state.window.get(name, 0.0) + number
         if state.step % _LOG_EVERY == 0:
@@ -248,18 +257,18 @@ class Trainer:
     # --- pruning ------------------------------------------------------------------------------------------------------
 
     def _prune(self, fraction: float, optimizer: torch.optim.Optimizer) -> None:
-        pruner, target = self.pruner, self._target()
-        if pruner is None or target <= 0:
+        pruner = self.pruner
+        if pruner is None:
             return
-        wanted = sparsity_at(self.config.schedule, target, fraction)
+        wanted = sparsity_at(self.config.schedule, pruner.target, fraction)
         if wanted <= self._state.target + 1e-9:
             return
         self.monitor.stage(f"pruning to {wanted:.1%} with {self.config.score}")
         start = time.monotonic()
         order = _CALIBRATION + len(self.history.prunings)
+        keys = self.task.epoch(self.config.training.batch_tokens, seed=self.config.seed, epoch=order)
 
         def batches() -> Iterator[Any]:
-            keys = self.task.epoch(self.config.training.batch_tokens, seed=self.config.seed, epoch=order)
             return (self._on_device(self.task.batch(key)) for key in keys)
 
         training = self.model.training
@@ -268,19 +277,14 @@ class Trainer:
         self.model.train(training)
         self.model.zero_grad(set_to_none=True)
         self.world.share([*self.model.state_dict().values(), *tensors_of(pruner.masks)])
-        pruner.enforce()
-        reset_moments(optimizer, pruner)
+        pruner.enforce(optimizer)
+        self.history.notes.extend(note for note in report.notes if note not in self.history.notes)
         self._state.target = wanted
         row = {"step": self._state.step, "fraction": fraction, "target": wanted, "sparsity": pruner.sparsity()}
         row |= {"seconds": time.monotonic() - start, "report": plain(report)}
         self.history.prunings.append(row)
         self._log(row | {"event": "pruning"})
         self.monitor.say(f"pruned to {pruner.sparsity():.1%} with {self.config.score} in {row['seconds']:.1f} s")
-
-    def _target(self) -> float:
-        if self.config.sparsity is not None:
-            return self.config.sparsity
-        return 0.0 if self.pruner is None else float(getattr(self.pruner, "target", 0.0) or 0.0)
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
@@ -463,16 +467,6 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=trained[0].device.type in ("cpu", "cuda"))
-
-
-def reset_moments(optimizer: torch.optim.Optimizer, pruner: Pruner) -> None:
-    """Forget the optimiser's momentum of weights that are now zero, so that it cannot move them."""
-    for name, layer in pruner.layers.items():
-        mask = pruner.masks.get(name)
-        state = optimizer.state.get(layer.weight, {})
-        for key in ("exp_avg", "exp_avg_sq"):
-            if mask is not None and key in state:
-                state[key].mul_(mask.to(state[key].device))
 
 
 def rng_state(device: torch.device) -> dict[str, Tensor]:

@@ -31,14 +31,19 @@ class Embeddings(EncoderTask):
     head: ClassVar[str] = "AutoModel"
     default_max_length: ClassVar[int] = 128
 
-    def __init__(self, tokens: Tokens, *, columns: Columns | None = None, seed: int = 0, pooling: str = "mean") -> None:
+    def __init__(self, tokens: Tokens, *, columns: Columns | None = None, seed: int = 0) -> None:
         super().__init__(tokens, columns=columns, seed=seed)
-        self.pooling = pooling
+        self.pooling = ""
         self._pairs: list[Feature] = []
         self._gold = np.zeros(0)
 
     def load(self, folder: Path, *, attention: bool = False) -> nn.Module:
-        self.pooling = pooling_of(folder)
+        found = pooling_of(folder)
+        if self.pooling and found != self.pooling:
+            raise ConfigError(
+                f"{folder} pools by {found}, the model by {self.pooling}; a teacher must pool the same way"
+            )
+        self.pooling = found
         return super().load(folder, attention=attention)
 
     def _read_training(self, paths: Sequence[Path]) -> list[Feature]:
