@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from espalier.compression.callbacks import PruningCallback, PruningHook
+    from espalier.compression.compress import Data
     from espalier.compression.config import Calibration, Config, Recovery, Schedule, Training
     from espalier.compression.pruner import Pruner, PruneReport
+    from espalier.compression.report import CompressionReport
+    from espalier.compression.tasks.base import Columns
 
 _HOMES = {
     "Calibration": "config",
+    "Columns": "tasks.base",
+    "CompressionReport": "report",
     "Config": "config",
+    "Data": "compress",
     "PruneReport": "pruner",
     "Pruner": "pruner",
     "PruningCallback": "callbacks",
@@ -28,7 +34,10 @@ _HOMES = {
 
 __all__ = [
     "Calibration",
+    "Columns",
+    "CompressionReport",
     "Config",
+    "Data",
     "PruneReport",
     "Pruner",
     "PruningCallback",
