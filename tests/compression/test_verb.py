@@ -212,3 +212,22 @@ def test_calls_that_make_no_sense(encoder_folder: Path, texts_file: Path, tmp_pa
     with pytest.raises(InputError, match="is or holds the input"):
         compress(encoder_folder, sparse, task="embeddings", data=data, output=encoder_folder, monitor=quiet)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew(
+    encoder_folder: Path, texts_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "out" / "log.jsonl").write_text("{}\n")
+    config = Config(sparsity=0.7, pattern="unstructured", score="magnitude", recovery=Recovery(task=0), threads=1)
+    compress(
+        encoder_folder,
+        config,
+        task="embeddings",
+        data=Data(training=(texts_file,)),
+        output=tmp_path / "out",
+        measure=False,
+        monitor=Monitor(),
+    )
+    assert (tmp_path / "out" / "model.onnx").is_file()
+    assert "{}\n" not in (tmp_path / "out" / "log.jsonl").read_text()

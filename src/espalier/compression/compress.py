@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espalier.compression.checkpoint import find_latest
 from espalier.compression.config import Config
 from espalier.compression.data import Feature, Tokens
 from espalier.compression.distributed import World, world
@@ -26,7 +27,7 @@ from espalier.compression.report import CompressionReport, LayerRow
 from espalier.compression.tasks import TASKS, Columns, CustomTask, Embeddings, EncoderTask, QuestionAnswering, Task
 from espalier.compression.tasks.metrics import Scores, recovery_interval
 from espalier.compression.tasks.models import model_home
-from espalier.compression.trainer import CHECKPOINTS, History, Trainer, plain
+from espalier.compression.trainer import CHECKPOINTS, LOG, History, Trainer, plain, threads
 from espalier.errors import ConfigError, InputError, ModelError
 
 
@@ -99,7 +100,8 @@ def compress(
             monitor=visible,
             job=job,
         )
-        return run.run()
+        with threads(config.threads):
+            return run.run()
 
 
 def is_sparse(config: Config) -> bool:
@@ -143,7 +145,7 @@ class _FolderRun:
         inputs = [self.source, *self.data.training, *([self.data.evaluation] if self.data.evaluation else [])]
         inputs += [self.teacher] if self.teacher else []
         if self.job.leader:
-            check_place(self.output, inputs, resume=self.resume)
+            check_place(self.output, inputs, resume=self.resume or _unstarted(self.output))
         self.job.wait()
         model_home(self.source)
         task = make_task(self.task_name, self.source, config, self.data)
@@ -282,6 +284,14 @@ class _FolderRun:
         )
 
 
+def _unstarted(output: Path) -> bool:
+    """Whether a folder holds only what a run leaves that ended before its first checkpoint: nothing worth keeping."""
+    if not output.is_dir():
+        return False
+    others = {path.name for path in output.iterdir()} - {LOG, CHECKPOINTS}
+    return not others and find_latest(output / CHECKPOINTS) is None
+
+
 def _compress_module(
     model: nn.Module,
     config: Config,
@@ -299,7 +309,7 @@ def _compress_module(
     if resume and output is None:
         raise InputError("resume needs the output folder of the run to go on with")
     if output is not None:
-        check_place(output, [], resume=resume)
+        check_place(output, [], resume=resume or _unstarted(output))
         output.mkdir(parents=True, exist_ok=True)
     pruner = Pruner(model, config) if is_sparse(config) else None
     history = History()

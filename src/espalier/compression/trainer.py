@@ -155,6 +155,10 @@ class Trainer:
         Raises TrainingInterrupted after Ctrl-C, TrainingError for a loss that is no number, CheckpointError when a
         checkpoint cannot be written or read, ConfigError when there is none or it is of another run.
         """
+        with threads(self.config.threads):
+            return self._run(resume)
+
+    def _run(self, resume: bool) -> History:
         training = self.config.training
         torch.manual_seed(self.config.seed + self.world.rank)
         if training.freeze_embeddings:
@@ -168,11 +172,13 @@ class Trainer:
             raise ConfigError(f"{what} needs a length: set training.epochs, steps or minutes")
         if resume:
             self._restore(optimizer)
+        elif self.output is not None and self.world.leader:
+            (self.output / LOG).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         self._prepare_teacher(budget)
         # Dropout is for learning from labels; a pruned network has no capacity to spare for it.
         self.model.train(self.teacher is None and self.pruner is None)
         began, before = time.monotonic(), self._state.elapsed
-        with self._stop_on_signal(), _threads(self.config.threads):
+        with self._stop_on_signal():
             while True:
                 self._state.elapsed = self.world.agree(before + time.monotonic() - began)
                 fraction = budget.fraction(self._state.step, self._state.elapsed)
@@ -528,7 +534,8 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch use ``count`` threads, for None as many as before."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
