@@ -43,20 +43,20 @@ def save_tokenizer(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def make_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """``make_folder(head, **settings)``: a saved tiny BERT, e.g. with the head ``ForQuestionAnswering``."""
+    """``make_folder(head, **settings)``: a saved tiny BERT, e.g. with the head ``ForQuestionAnswering``, or a model of
+    another ``family``."""
 
-    def make(head: str = "Model", *, seed: int = 0, sentence: bool = False, **settings: Any) -> Path:
-        config = transformers.BertConfig(
-            vocab_size=len(SPECIAL) + len(WORDS),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=128,
-            **settings,
+    def make(
+        head: str = "Model", *, family: str = "Bert", seed: int = 0, sentence: bool = False, **settings: Any
+    ) -> Path:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        if family == "DistilBert":
+            sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+        config = getattr(transformers, f"{family}Config")(
+            vocab_size=len(SPECIAL) + len(WORDS), max_position_embeddings=128, **sizes, **settings
         )
         torch.manual_seed(seed)
-        model = getattr(transformers, f"Bert{head}")(config)
+        model = getattr(transformers, f"{family}{head}")(config)
         with torch.no_grad():
             for parameter in model.parameters():
                 # Wide enough that a wrong kernel or a lost zero shows.

@@ -19,7 +19,7 @@ from espalier.compression.tasks import Columns
 from espalier.errors import ConfigError, InputError, ModelNotFoundError
 
 MakeFolder = Callable[..., Path]
-TRAINING = Training(steps=6, batch_tokens=128, checkpoint_every=3)
+TRAINING = Training(steps=6, batch_tokens=128, checkpoint_every=3, max_length=100)
 
 
 class Silent(Monitor):
@@ -165,6 +165,36 @@ def test_neurons_shrink_the_folder(encoder_folder: Path, texts_file: Path, tmp_p
     assert any("parameters are gone" in note for note in report.history.notes)
     sizes = [(f / "model.safetensors").stat().st_size for f in (tmp_path / "out", encoder_folder)]
     assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("DistilBert", {}),
+        ("Electra", {"embedding_size": 16}),
+        ("MPNet", {"pad_token_id": 1}),
+        ("Roberta", {"pad_token_id": 1, "type_vocab_size": 1}),
+    ],
+)
+def test_other_families(
+    family: str, settings: dict[str, int], make_folder: MakeFolder, texts_file: Path, tmp_path: Path
+) -> None:
+    folder = make_folder(family=family, **settings)
+    config = Config(
+        sparsity=0.8, pattern="unstructured", score="magnitude", recovery=Recovery(task=0), training=TRAINING
+    )
+    report = compress(
+        folder,
+        config,
+        task="embeddings",
+        data=Data(training=(texts_file,)),
+        output=tmp_path / "out",
+        measure=False,
+        monitor=Monitor(),
+    )
+    assert len(report.layers) == 12
+    assert report.notes == ()
+    assert len(report.checks) == 6
 
 
 def test_a_module_in_place() -> None:

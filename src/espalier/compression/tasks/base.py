@@ -30,6 +30,7 @@ from espalier.compression.data.tabular import SUFFIXES
 from espalier.compression.tasks.metrics import Scores
 from espalier.compression.tasks.models import load_encoder
 from espalier.errors import ConfigError, DataError
+from espalier.hf.encoders import FAMILIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +175,10 @@ class EncoderTask(Task):
         config: Any = model.config
         self.padding_id = int(getattr(config, "pad_token_id", None) or 0)
         limit = getattr(config, "max_position_embeddings", None)
+        family = FAMILIES.get(str(getattr(config, "model_type", "")))
+        if limit is not None and family is not None and family.counts_real_tokens:
+            # Their positions begin after that of the padding id.
+            limit -= 1 + (self.padding_id if family.padding_idx is None else family.padding_idx)
         if limit is not None and self.tokens.max_length > limit:
             raise ConfigError(
                 f"max_length {self.tokens.max_length} exceeds the {limit} positions of {folder}; give at most {limit}"
@@ -238,7 +243,9 @@ class EncoderTask(Task):
 def _parameters(model: nn.Module) -> Mapping[str, Any]:
     found = getattr(model, "_espalier_inputs", None)
     if found is None:
-        found = inspect.signature(model.forward).parameters
+        found = dict(inspect.signature(model.forward).parameters)
+        if getattr(getattr(model, "config", None), "type_vocab_size", 2) < 2:
+            found.pop("token_type_ids", None)  # there is one type, whatever the tokenizer says
         # On the instance, past nn.Module's bookkeeping: neither a parameter nor a buffer.
         object.__setattr__(model, "_espalier_inputs", found)
     known: Mapping[str, Any] = found
