@@ -56,13 +56,7 @@ def feed(
                 loss(model, batch)
             if last is None and len(calls) == len(set(calls)) == len(layers):
                 last = calls[-1]  # every layer is called once: nothing after this one matters
-    seen = set(calls)
-    if not seen:
-        raise DataError("there is no calibration batch, or no batch reached a layer to prune; give at least one batch")
-    if missing := [name for name in layers if name not in seen]:
-        raise TrainingError(
-            f"the loss does not use the layer {missing[0]!r} ({len(missing)} such layers); exclude it from pruning"
-        )
+    _reached(layers, calls)
 
 
 def stages(
@@ -88,6 +82,7 @@ def stages(
             hooks.append(module.register_forward_pre_hook(before(name)))
         for batch in islice(batches, 1):
             loss(model, batch)
+    _reached(layers, [name for stage in found for name in stage])
     return found
 
 
@@ -141,6 +136,16 @@ def sample_gradients(
     if not count:
         raise DataError("there is no calibration batch; give at least one")
     return count
+
+
+def _reached(layers: Mapping[str, nn.Linear], calls: Iterable[str]) -> None:
+    seen = set(calls)
+    if not seen:
+        raise DataError("there is no calibration batch, or none reached a layer to prune; give at least one batch")
+    if missing := [name for name in layers if name not in seen]:
+        raise TrainingError(
+            f"the loss does not use the layer {missing[0]!r} ({len(missing)} such layers); exclude it from pruning"
+        )
 
 
 def _each_sample(name: str, x: Tensor, grad: Tensor, masks: list[Tensor], see: Callable[[str, Tensor], None]) -> None:

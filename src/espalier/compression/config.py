@@ -57,7 +57,8 @@ class _Checked:
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ConfigError(f"{cls.__name__} has no field {name!r}; {hint}It has {', '.join(known)}")
             part = hints[name]
-            given[name] = part.from_dict(value) if is_dataclass(part) and isinstance(value, Mapping) else value
+            nested = isinstance(part, type) and issubclass(part, _Checked) and isinstance(value, Mapping)
+            given[name] = part.from_dict(value) if nested else value
         return cls(**given)
 
 

@@ -126,9 +126,18 @@ class Costs:
         if config is None or not hasattr(config, "to_dict"):
             return None
         values = config.to_dict()
-        names = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "dim")
-        names += ("n_layers", "n_heads", "hidden_dim", "hidden_act", "activation")
-        return f"{type(model).__name__} " + " ".join(f"{name}={values[name]}" for name in names if name in values)
+        sizes = (
+            *(
+                "model_type",
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "intermediate_size",
+                "hidden_act",
+            ),
+            *("dim", "n_layers", "n_heads", "hidden_dim", "activation"),
+        )
+        return f"{type(model).__name__} " + " ".join(f"{name}={values[name]}" for name in sizes if name in values)
 
     def _file(self) -> dict[str, dict[str, float]]:
         try:

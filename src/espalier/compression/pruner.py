@@ -182,14 +182,11 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep besides the model's weights."""
-        skipped = (
-            [i for i, layer in enumerate(self._stack.layers) if structured.is_skipped(layer)] if self._stack else []
-        )
         return {
             "masks": {name: mask.clone() for name, mask in self.masks.items()},
             "score": self._score.state_dict(),
             "report": [asdict(row) for row in self._report.values()],
-            "skipped": skipped,
+            "skipped": structured.skipped(self._stack) if self._stack else [],
             "target": self._target,
         }
 
@@ -205,8 +202,8 @@ class Pruner:
         self._report = {row.name: row for row in rows}
         self._target = state["target"]
         if self._stack is not None:
-            for index in state["skipped"]:
-                structured.skip(self._stack.layers[index])
+            for index, as_tuple in state["skipped"]:
+                structured.skip(self._stack.layers[index], as_tuple=as_tuple)
         self.enforce()
 
     # --- groups of weights --------------------------------------------------------------------------------------------
@@ -287,14 +284,14 @@ class Pruner:
         wanted = round(sparsity * len(stack.layers))
         errors: dict[str, tuple[float, float]] = {}
         while sum(map(structured.is_skipped, stack.layers)) < wanted:
-            changes = structured.influence(self.model, stack, self._draw(batches), loss)
+            found = structured.influence(self.model, stack, self._draw(batches), loss)
             left = [i for i, layer in enumerate(stack.layers) if not structured.is_skipped(layer)]
-            least = min(left, key=lambda i: changes[i])
-            structured.skip(stack.layers[least])
+            least = min(left, key=lambda i: found[i].change)
+            structured.skip(stack.layers[least], as_tuple=found[least].as_tuple)
             for name, module in self.layers.items():
                 if name.startswith(f"{stack.name}.{least}."):
                     self.masks[name] = torch.zeros_like(module.weight, dtype=torch.bool)
-                    errors[name] = (changes[least], changes[least])
+                    errors[name] = (found[least].change, found[least].change)
         self.enforce()
         return errors
 

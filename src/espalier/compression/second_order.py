@@ -29,6 +29,7 @@ def dampen(matrix: Tensor, share: float) -> Tensor:
 
 def cholesky(matrix: Tensor, what: str) -> Tensor:
     """Lower factors of ``[..., n, n]``. Raises TrainingError, which names ``what``, when a matrix is singular."""
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix)
     pivots = factor.diagonal(dim1=-2, dim2=-1) ** 2
     bad = failed.any() or not bool((pivots > _SINGULAR * matrix.diagonal(dim1=-2, dim2=-1)).all())
@@ -48,7 +49,8 @@ def inverse_factor(hessian: Tensor, what: str) -> Tensor:
     """
     flipped = cholesky(hessian.flip(0, 1), what)
     identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    return torch.linalg.solve_triangular(flipped, identity, upper=False).flip(0, 1)
+    inverse: Tensor = torch.linalg.solve_triangular(flipped, identity, upper=False)
+    return inverse.flip(0, 1)
 
 
 def column_scores(weight: Tensor, inverse: Tensor, groups: Groups) -> Tensor:
@@ -63,7 +65,7 @@ def column_scores(weight: Tensor, inverse: Tensor, groups: Groups) -> Tensor:
     index = torch.arange(inputs, device=weight.device).reshape(-1, width)
     corner = inverse[index[:, :, None], index[:, None, :]]  # [group columns, width, width]
     parts = weight.double().reshape(outputs, -1, width).permute(1, 2, 0)  # [group columns, width, outputs]
-    error = (parts * torch.linalg.solve(corner, parts)).sum(1)  # [group columns, outputs]
+    error: Tensor = (parts * torch.linalg.solve(corner, parts)).sum(1)  # [group columns, outputs]
     return error.T.reshape(-1, groups.rows, len(index)).sum(1)
 
 

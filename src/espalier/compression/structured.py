@@ -81,6 +81,7 @@ def structured_layers(model: nn.Module, pattern: str, linear: dict[str, nn.Linea
     """
     stack = Stack.of(model)
     names = stack.names().names
+    feeders: tuple[str, ...]
     masks: dict[str, Tensor] = {}
     found = []
     for index in range(len(stack.layers)):
@@ -110,17 +111,30 @@ def structured_layers(model: nn.Module, pattern: str, linear: dict[str, nn.Linea
 # --- dropping layers --------------------------------------------------------------------------------------------------
 
 
-def influence(model: nn.Module, stack: Stack, batches: Iterable[Any], loss: Loss) -> list[float]:
-    """How much each layer changes its input, ``mean(|f(x) - x|^2 / |x|^2)`` over tokens; 0 for a skipped layer."""
-    sums = [0.0] * len(stack.layers)
-    counts = [0] * len(stack.layers)
+@dataclass
+class Influence:
+    """How much a layer changes its input, the mean of ``|f(x) - x|^2 / |x|^2`` over tokens; 0 for a skipped layer.
+
+    ``as_tuple``: the layer returns its output as the first of a tuple, as some families do.
+    """
+
+    change: float = 0.0
+    tokens: int = 0
+    as_tuple: bool = False
+
+
+def influence(model: nn.Module, stack: Stack, batches: Iterable[Any], loss: Loss) -> list[Influence]:
+    """What each layer does to its input in the calibration batches. Raises DataError when none reaches a layer."""
+    found = [Influence() for _ in stack.layers]
 
     def hook(index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        x = args[0] if args else kwargs["hidden_states"]
-        y = output[0] if isinstance(output, tuple) else output
+        here = found[index]
+        here.as_tuple = isinstance(output, tuple)
+        x = _input(args, kwargs)
+        y = output[0] if here.as_tuple else output
         change = ((y - x).double() ** 2).sum(-1) / (x.double() ** 2).sum(-1).clamp(min=1e-12)
-        sums[index] += float(change.sum())
-        counts[index] += change.numel()
+        here.tokens += change.numel()
+        here.change += (float(change.sum()) - here.change * change.numel()) / here.tokens
 
     handles = [
         layer.register_forward_hook(partial(hook, index), with_kwargs=True) for index, layer in enumerate(stack.layers)
@@ -132,30 +146,35 @@ def influence(model: nn.Module, stack: Stack, batches: Iterable[Any], loss: Loss
     finally:
         for handle in handles:
             handle.remove()
-    if not all(counts):
-        raise DataError("no calibration batch reached the encoder layers; give at least one")
-    return [total / count for total, count in zip(sums, counts, strict=True)]
+    if not all(here.tokens for here in found):
+        raise DataError("there is no calibration batch, or none reached the encoder layers; give at least one")
+    return found
 
 
-def skip(layer: nn.Module) -> None:
+def skip(layer: nn.Module, *, as_tuple: bool) -> None:
     """Let a layer hand its input on. Its weights stay where they are, so that checkpoints keep their form."""
-    layer.forward = partial(_hand_on, _returns_tuple(layer))  # type: ignore[method-assign]
+    layer.forward = partial(_hand_on, as_tuple)
 
 
 def is_skipped(layer: nn.Module) -> bool:
-    """Whether :meth:`skip` was called for a layer."""
+    """Whether :func:`skip` was called for a layer."""
     return isinstance(layer.forward, partial) and layer.forward.func is _hand_on
 
 
+def skipped(stack: Stack) -> list[tuple[int, bool]]:
+    """The skipped layers, by place, and whether each returns a tuple."""
+    forwards = [(index, layer.forward) for index, layer in enumerate(stack.layers)]
+    return [(index, bool(f.args[0])) for index, f in forwards if isinstance(f, partial) and f.func is _hand_on]
+
+
 def _hand_on(as_tuple: bool, *args: Any, **kwargs: Any) -> Any:
-    x = args[0] if args else kwargs["hidden_states"]
+    x = _input(args, kwargs)
     return (x,) if as_tuple else x
 
 
-def _returns_tuple(layer: nn.Module) -> bool:
-    """Whether a layer of this class returns a tuple; since version 5 those of transformers return a tensor."""
-    annotation = str(type(layer).forward.__annotations__.get("return", ""))
-    return "tuple" in annotation.lower()
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    x: Tensor = args[0] if args else kwargs["hidden_states"]
+    return x
 
 
 # --- shrinking --------------------------------------------------------------------------------------------------------
@@ -191,8 +210,8 @@ def _drop_skipped(stack: Stack, masks: dict[str, Tensor]) -> None:
     masks.clear()
     masks.update(renamed)
     layers = [stack.layers[index] for index in kept]
-    for index in reversed(range(len(stack.layers))):
-        del stack.layers[index]
+    for place in reversed(range(len(stack.layers))):
+        del stack.layers[place]
     stack.layers.extend(layers)
     if stack.config is not None:
         setattr(stack.config, stack.setting("num_hidden_layers"), len(layers))
