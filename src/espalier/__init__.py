@@ -1,4 +1,4 @@
-"""Espalier: a runtime for pruned transformer encoders on CPUs.
+"""Espalier: prune transformer encoders, and run them on CPUs as fast as their zeros allow.
 
     import espalier
 
@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from espalier import errors
+    from espalier.compression.compress import compress
     from espalier.session import Session, compile, load
 
 __version__ = "0.1.0"
 
-__all__ = ["Session", "__version__", "compile", "errors", "load"]
+__all__ = ["Session", "__version__", "compile", "compress", "errors", "load"]
 
 # Where each public name lives; a name of None is the module itself.
 _HOMES: dict[str, tuple[str, str | None]] = {
     "Session": ("espalier.session", "Session"),
     "compile": ("espalier.session", "compile"),
+    "compress": ("espalier.compression.compress", "compress"),
     "errors": ("espalier.errors", None),
     "load": ("espalier.session", "load"),
 }
