@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers", reason="the models are those 
 
 import espalier  # noqa: E402
 from espalier.compression.config import Config  # noqa: E402
+from espalier.compression.costs import Costs  # noqa: E402
 from espalier.compression.pruner import Pruner  # noqa: E402
 from espalier.compression.structured import Stack, is_skipped  # noqa: E402
 from espalier.errors import ConfigError  # noqa: E402
@@ -204,3 +205,15 @@ def test_a_structure_that_is_excluded_in_part_is_left_alone() -> None:
     ]
     with pytest.raises(ConfigError, match="no encoder layer has all of its heads"):
         Pruner(model, Config(sparsity=0.5, pattern="heads", exclude=("query",)))
+
+
+@pytest.mark.parametrize("pattern", ["layers", "neurons", "heads"])
+def test_a_speed_up_by_structure(pattern: str, tmp_path: Path) -> None:
+    model = encoder()
+    costs = Costs(cache=tmp_path / "costs.json")
+    pruner = Pruner(model, Config(speedup=1.05, pattern=pattern), costs=costs)
+    report = pruner.prune(pruner.target, batches, loss)
+    assert report.sparsity > 0
+    assert report.speedup is not None
+    assert report.speedup >= 1.04
+    assert not report.notes or "engine cannot run" not in " ".join(report.notes)

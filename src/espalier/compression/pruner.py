@@ -342,6 +342,8 @@ class Pruner:
     def _sparsity_for(self, budget: float) -> float:
         """The lowest sparsity, the same everywhere, at which a token takes at most ``budget`` seconds."""
         most = min(min(unit.groups.most for unit in self._units.values()), _MOST)
+        if self._stack is not None:
+            most = 1 - 1 / len(self._stack.layers)
         if self._seconds_at(most) > budget:
             best = self._dense_seconds() / self._seconds_at(most)
             raise ConfigError(
