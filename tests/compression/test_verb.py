@@ -15,6 +15,7 @@ from espalier.compression.compress import Data, compress
 from espalier.compression.config import Config, Recovery, Schedule, Training
 from espalier.compression.defaults import defaults, merged
 from espalier.compression.progress import Monitor
+from espalier.compression.report import CompressionReport
 from espalier.compression.tasks import Columns
 from espalier.errors import ConfigError, InputError, ModelNotFoundError
 
@@ -165,6 +166,34 @@ def test_neurons_shrink_the_folder(encoder_folder: Path, texts_file: Path, tmp_p
     assert any("parameters are gone" in note for note in report.history.notes)
     sizes = [(f / "model.safetensors").stat().st_size for f in (tmp_path / "out", encoder_folder)]
     assert sizes[0] < sizes[1]
+
+
+def test_dropped_layers_survive_an_interruption(encoder_folder: Path, texts_file: Path, tmp_path: Path) -> None:
+    config = Config(sparsity=0.5, pattern="layers", score="wanda", recovery=Recovery(task=0), training=TRAINING)
+
+    class StopLate(Monitor):
+        def step(self, status: object) -> None:
+            if getattr(status, "step", 0) == 4:
+                raise KeyboardInterrupt
+
+    def run(monitor: Monitor, *, resume: bool) -> CompressionReport:
+        return compress(
+            encoder_folder,
+            config,
+            task="embeddings",
+            data=Data(training=(texts_file,)),
+            output=tmp_path / "out",
+            measure=False,
+            resume=resume,
+            monitor=monitor,
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        run(StopLate(), resume=False)
+    report = run(Monitor(), resume=True)
+    assert report.history.step == 6
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["num_hidden_layers"] == 1
+    assert len(report.checks) == 2  # the numbers, from both files: what is left of the layers has no zeros
 
 
 @pytest.mark.parametrize(

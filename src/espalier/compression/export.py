@@ -101,6 +101,7 @@ def export(
     Raises ExportError when a check fails; nothing is written then.
     """
     model = model.eval()
+    masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
     with _staging(output) as stage:
         _write_folder(model, task, source, stage)
         onnx, notes = _write_onnx(model, task, stage, samples)
