@@ -118,37 +118,40 @@ def _block_errors(weight: Tensor, u: Tensor, width: int) -> Tensor:
 
 
 def refit(weight: Tensor, hessian: Tensor, kept: Tensor, groups: Groups) -> Tensor:
-    """The weights ``[outputs, inputs]`` that are zero outside of ``kept`` and come closest to the outputs of
-    ``weight``.
+    """The weights ``[outputs, inputs]`` that are zero outside of ``kept`` and come closest to the outputs of ``weight``.
 
-    Least squares under ``hessian`` ``[inputs, inputs]``, exactly: for each row ``x`` with the columns ``k`` kept,
-    ``x[k] = hessian[k, k]^-1 (hessian weight)[k]``. The rows of a group share the columns and with them the factor.
+    Least squares under ``hessian`` ``[inputs, inputs]``: for each row ``x`` with the columns ``k`` kept,
+    ``x[k] = hessian[k, k]^-1 (hessian x)[k]``. The rows of a group share the columns and with them the factor. The
+    precision is that of ``hessian``, in float64 where float32 does not do. Raises TrainingError for a singular one.
     """
-    right = (weight.to(hessian.dtype) @ hessian).reshape(kept.shape[0], groups.rows, -1)  # [down, rows, inputs]
-    columns = kept.repeat_interleave(groups.columns, 1)  # [down, inputs]
+    # To a unit diagonal: inputs differ in size by orders of magnitude, which would cost as many digits.
+    size = hessian.diagonal().sqrt().clamp(min=torch.finfo(hessian.dtype).tiny)
+    scaled = hessian / size[:, None] / size
+    right = (weight.to(hessian.dtype) @ (hessian / size)).reshape(kept.shape[0], groups.rows, -1)
+    columns = kept.repeat_interleave(groups.columns, 1)  # [group rows, inputs]
     counts = columns.sum(1)
-    order = counts.argsort()  # rows of like size together, so that little is padded
+    order = counts.argsort(descending=True)  # rows of like size together, so that little is padded
     result = torch.zeros_like(right)
     begin = 0
     while begin < len(order):
-        most = int(counts[order[-1]])
-        size = max(1, _CHUNK // max(1, most * most))
-        rows = order[begin : begin + size]
-        begin += size
-        width = int(counts[rows].max())
+        width = int(counts[order[begin]])
         if not width:
-            continue
+            break
+        rows = order[begin : begin + max(1, _CHUNK // (width * width))]
+        begin += len(rows)
         # The first `width` places of a stable sort are the kept columns, then others that fill up.
         index = columns[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]
         valid = torch.arange(width, device=weight.device) < counts[rows, None]
-        matrix = hessian[index[:, :, None], index[:, None, :]] * (valid[:, :, None] & valid[:, None, :])
+        matrix = scaled[index[:, :, None], index[:, None, :]] * (valid[:, :, None] & valid[:, None, :])
         matrix.diagonal(dim1=1, dim2=2).add_((~valid).to(matrix.dtype))
         places = index[:, None, :].expand(-1, groups.rows, -1)
-        wanted = right[rows].gather(2, places) * valid[:, None, :]
-        solved = torch.cholesky_solve(wanted.transpose(1, 2), torch.linalg.cholesky(matrix)).transpose(1, 2)
-        part = torch.zeros_like(right[rows])
-        result[rows] = part.scatter(2, places, solved * valid[:, None, :])
-    return result.reshape(weight.shape)
+        wanted = (right[rows].gather(2, places) * valid[:, None, :]).transpose(1, 2)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if bool(failed.any()):
+            factor, wanted = cholesky(matrix.double(), "a part of the Hessian"), wanted.double()
+        solved = torch.cholesky_solve(wanted, factor).transpose(1, 2).to(result.dtype)
+        result[rows] = torch.zeros_like(right[rows]).scatter(2, places, solved * valid[:, None, :])
+    return result.reshape(weight.shape) / size
 
 
 def output_error(change: Tensor, hessian: Tensor) -> float:

@@ -28,6 +28,8 @@ from espalier.compression.second_order import (
 
 _CURVE = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 1.0)
 """Sparsities between which the loss is taken to be straight."""
+_WELL_BEHAVED = 1e-3
+"""Dampening from which the last fit can be computed in float32, which halves its time."""
 
 
 class SparseGPT(Score):
@@ -71,7 +73,8 @@ class SparseGPT(Score):
         hessian, factor = self._prepared(layer)
         dense, true = layer.weight.double(), self._hessians[layer.name].double()
         swept, kept = self._remove(layer, factor, count)
-        fitted = refit(dense, hessian, kept, layer.groups)
+        enough = torch.float32 if self.settings.dampening >= _WELL_BEHAVED else torch.float64
+        fitted = refit(dense, hessian.to(enough), kept, layer.groups).double()
         zeroed = dense * layer.groups.expand(kept)
         whole = output_error(dense, true) or 1.0
         # Least squares is exact under the dampened Hessian; rounding in a bad one must not make things worse.
