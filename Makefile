@@ -19,7 +19,7 @@ CXX_FILES := $(shell find csrc bindings -type f \( -name '*.h' -o -name '*.cc' -
 MODULES := $(sort $(shell find src -name '*.py'))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all sanitize lint format docs bench wheel clean
+.PHONY: help demo test test-all fuzz sanitize lint format docs bench wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,6 +33,10 @@ test: $(STAMPS)/test ## the tests, without the slow ones
 test-all: $(STAMPS)/test ## every test, and the engine under sanitizers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 	$(MAKE) sanitize
+
+fuzz: $(STAMPS)/test ## damaged models for as long as you like: FUZZ_CASES=10000 FUZZ_SEED=7
+	OMP_NUM_THREADS=1 ESPALIER_FUZZ_CASES=$(or $(FUZZ_CASES),10000) ESPALIER_FUZZ_SEED=$(or $(FUZZ_SEED),1) \
+		$(BIN)/python -m pytest tests/fuzz -m slow
 
 sanitize: $(STAMPS)/build-tools ## the engine's own tests under the address, undefined-behaviour and thread sanitizers
 	@PATH="$(abspath $(BIN)):$$PATH" scripts/sanitize.sh

@@ -234,6 +234,7 @@ def read_plan(path: str | os.PathLike[str]) -> Program:
         for step in program.steps:
             if isinstance(step, NativeSegment):
                 verify(step.graph)
+        _check_flow(program)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, GraphError) as error:
         if isinstance(error, ModelFormatError):
             raise
@@ -241,6 +242,28 @@ def read_plan(path: str | os.PathLike[str]) -> Program:
             f"{path} is a plan whose program cannot be read ({type(error).__name__}: {error}); compile the model again"
         ) from error
     return program
+
+
+def _check_flow(program: Program) -> None:
+    """Every value is made before it is read, with the type that its reader expects. Raises ValueError."""
+    if len(set(program.inputs)) != len(program.inputs):
+        raise ValueError("two inputs have the same name")
+    known = {*program.inputs, *program.constants}
+    for step in program.steps:
+        ends = step.graph if isinstance(step, NativeSegment) else step
+        for name in ends.inputs:
+            if name not in known:
+                raise ValueError(f"a step reads {name!r}, which no input, constant or earlier step makes")
+            if (
+                isinstance(step, NativeSegment)
+                and name in program.inputs
+                and program.types.get(name) != step.graph.types.get(name)
+            ):
+                raise ValueError(f"the program and a step disagree on the type of input {name!r}")
+        known.update(ends.outputs)
+    missing = [name for name in [*program.inputs, *program.outputs] if name not in known or name not in program.types]
+    if missing:
+        raise ValueError(f"{missing[0]!r} is named by the program, but not made or not typed")
 
 
 def _open(path: Path, mapped: np.ndarray) -> tuple[str, dict[str, np.ndarray]]:
