@@ -53,19 +53,25 @@ class Sizes:
     plan: int
 
 
+def sample(samples: Sequence[Feature], *, seed: int) -> list[Feature]:
+    """Sequences drawn at random, about 8192 tokens of them: what a speed is measured on."""
+    chosen: list[Feature] = []
+    total = 0
+    for index in np.random.default_rng(seed).permutation(len(samples)):
+        chosen.append(samples[index])
+        total += len(samples[index].ids)
+        if total >= _TOKENS:
+            break
+    return chosen
+
+
 def measure_speed(dense: Path, sparse: Path, samples: Sequence[Feature], *, threads: int | None, seed: int) -> Speed:
     """Run both folders in the engine, in turn. Raises what ``espalier.load`` raises."""
     import espalier
     from espalier.bench.timing import interleaved
 
-    rng = np.random.default_rng(seed)
-    chosen: list[Feature] = []
-    total = 0
-    for index in rng.permutation(len(samples)):
-        chosen.append(samples[index])
-        total += len(samples[index].ids)
-        if total >= _TOKENS:
-            break
+    chosen = sample(samples, seed=seed)
+    total = sum(len(feature.ids) for feature in chosen)
     sessions = {name: espalier.load(path, threads=threads) for name, path in (("dense", dense), ("sparse", sparse))}
     runs = {}
     for name, session in sessions.items():
