@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -17,6 +18,21 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 _CHUNK = 1 << 26
 """Numbers of single gradients that are held at a time."""
+
+
+@dataclass
+class Call:
+    """One call of an encoder layer. ``padding``: bool ``[sequences, tokens]``, True for tokens, where it is known."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    padding: Tensor | None
+
+    def run(self, layer: nn.Module) -> Tensor:
+        """The layer's output."""
+        output = layer(*self.args, **self.kwargs)
+        first: Tensor = output[0] if isinstance(output, tuple) else output
+        return first
 
 
 class _Enough(Exception):  # noqa: N818 -- no error: the rest of a forward pass is not needed
@@ -38,12 +54,13 @@ def feed(
     """
     calls: list[str] = []
     last: str | None = None
-    with _masks(model) as masks, _hooks() as hooks, torch.no_grad():
+    recorded: list[Tensor] = []
+    with padding_of(model) as masks, _hooks() as hooks, torch.no_grad():
 
         def before(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
                 calls.append(name)
-                see(name, _tokens(inputs[0], masks))
+                see(name, _tokens(inputs[0], recorded or masks))
                 if name == last:
                     raise _Enough
 
@@ -52,6 +69,8 @@ def feed(
         for name, module in layers.items():
             hooks.append(module.register_forward_pre_hook(before(name)))
         for batch in batches:
+            # A recorded call knows its padding; the mask that a single layer gets has another form.
+            recorded[:] = [batch.padding] if isinstance(batch, Call) and batch.padding is not None else []
             with suppress(_Enough):
                 loss(model, batch)
             if last is None and len(calls) == len(set(calls)) == len(layers):
@@ -105,7 +124,7 @@ def sample_gradients(
     count = 0
     calls: list[tuple[str, Tensor, Tensor]] = []
     frozen = [p for m in layers.values() for p in (m.weight,) if not p.requires_grad]
-    with _masks(model) as masks, _hooks() as hooks, torch.enable_grad():
+    with padding_of(model) as masks, _hooks() as hooks, torch.enable_grad():
 
         def after(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -170,7 +189,7 @@ def _tokens(x: Tensor, masks: list[Tensor]) -> Tensor:
 
 
 @contextmanager
-def _masks(model: nn.Module) -> Iterator[list[Tensor]]:
+def padding_of(model: nn.Module) -> Iterator[list[Tensor]]:
     """The attention mask of the forward pass in progress, as bool ``[sequences, tokens]``, if the model got one."""
     found: list[Tensor] = []
 

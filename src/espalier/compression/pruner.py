@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.compression import structured
+from espalier.compression import structured, walk
 from espalier.compression.allocation import cheapest, global_counts
-from espalier.compression.calibration import Batches, Loss, stages
+from espalier.compression.calibration import Batches, Loss
 from espalier.compression.config import Config
 from espalier.compression.costs import GRID, Costs
 from espalier.compression.groups import STRUCTURED, Groups, parse_pattern
 from espalier.compression.layers import Layer, find_linear
 from espalier.compression.scores import score_class
-from espalier.errors import ConfigError
+from espalier.errors import ConfigError, UnsupportedModelError
 
 _MOST = 0.99
 """The most that a layer loses where it is not told how much; an empty layer is dead."""
@@ -134,7 +134,7 @@ class Pruner:
             target=sparsity,
             sparsity=self.sparsity(),
             score=self.config.score,
-            unit=self._score.unit,
+            unit=self._score.unit if self._stack is None else "squared norm of the layer's inputs",
             seconds=time.monotonic() - start,
             speedup=self._dense_seconds() / self._seconds_now() if costed else None,
             layers=self.layer_report(),
@@ -215,17 +215,25 @@ class Pruner:
             score.collect(self.model, units, self._draw(batches), loss)
         counts = self._counts(sparsity)
         errors: dict[str, tuple[float, float]] = {}
-        order = [units]
-        if in_turn:
-            modules = {name: unit.module for name, unit in units.items()}
-            order = [{n: units[n] for n in stage} for stage in stages(self.model, modules, self._draw(batches), loss)]
-        for stage in order:
-            todo = {n: unit for n, unit in stage.items() if counts[n] > int((~unit.kept).sum())}
-            if in_turn and todo:
-                score.collect(self.model, todo, self._draw(batches), loss)
-            for name, unit in todo.items():
-                errors[name] = score.prune(unit, counts[name])
+        if not in_turn:
+            for name, unit in units.items():
+                if counts[name] > int((~unit.kept).sum()):
+                    errors[name] = score.prune(unit, counts[name])
+            return errors
+        linear = {name: unit.module for name, unit in units.items()}
+        for stage in walk.in_turn(self.model, self._chain(), linear, lambda: self._draw(batches), loss):
+            todo = {n: units[n] for n in stage.names if counts[n] > int((~units[n].kept).sum())}
+            if todo:
+                score.collect(stage.model, todo, stage.batches(), stage.loss)
+                errors |= {name: score.prune(unit, counts[name]) for name, unit in todo.items()}
         return errors
+
+    def _chain(self) -> tuple[str, nn.ModuleList] | None:
+        try:
+            stack = structured.Stack.of(self.model)
+        except UnsupportedModelError:
+            return None
+        return stack.name, stack.layers
 
     def _counts(self, sparsity: float) -> dict[str, int]:
         """How many groups of each layer are to be gone."""

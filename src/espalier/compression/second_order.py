@@ -118,7 +118,7 @@ def _block_errors(weight: Tensor, u: Tensor, width: int) -> Tensor:
 
 
 def refit(weight: Tensor, hessian: Tensor, kept: Tensor, groups: Groups) -> Tensor:
-    """The weights ``[outputs, inputs]`` that are zero outside of ``kept`` and come closest to the outputs of ``weight``.
+    """The weights ``[outputs, inputs]`` zero outside of ``kept`` and come closest to the outputs of ``weight``.
 
     Least squares under ``hessian`` ``[inputs, inputs]``: for each row ``x`` with the columns ``k`` kept,
     ``x[k] = hessian[k, k]^-1 (hessian x)[k]``. The rows of a group share the columns and with them the factor. The
