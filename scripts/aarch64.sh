@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Cross-compiles the engine's tests for aarch64 and runs them under QEMU: on x86 this is what runs the NEON kernels.
-# Needs Debian's g++-aarch64-linux-gnu and qemu-user-static; without them it says so and succeeds.
+# Needs Debian's g++-aarch64-linux-gnu and qemu-user-static (or qemu-user); without them it says so and succeeds.
 # Usage: scripts/aarch64.sh [build folder]
 set -euo pipefail
 
@@ -8,7 +8,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 build=${1:-$root/build/aarch64}
 jobs=${JOBS:-$(nproc)}
 compiler=${AARCH64_CXX:-aarch64-linux-gnu-g++}
-emulator=${AARCH64_EMULATOR:-qemu-aarch64-static}
+emulator=${AARCH64_EMULATOR:-$(command -v qemu-aarch64-static || command -v qemu-aarch64 || echo qemu-aarch64-static)}
 
 for tool in "$compiler" "$emulator"; do
   if ! command -v "$tool" >/dev/null; then
