@@ -3,8 +3,8 @@
     python benchmarks/compress/collect.py build/compress/*/report.json
 
 Keeps each report under results/, without its history of steps, and rewrites results/README.md and, for sentence
-embeddings, results/accuracy.png from all that is there: accuracy against throughput, with ONNX Runtime's dense points from
-results/onnxruntime.json (see reference.py). Runs of one recipe with several seeds are listed one by one.
+embeddings, results/accuracy.png from all that is there: accuracy against throughput, with ONNX Runtime's dense points
+from results/onnxruntime.json (see reference.py). Runs of one recipe with several seeds are listed one by one.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/compress/reference.py MODEL --data ../shared/data --threads 2
 
 MODEL is a folder of sentence embeddings. The sequences timed are those that `espalier compress` times for its report
-with the same seed and evaluation data; ONNX Runtime gets them sorted by length in batches, so that it computes next to no
-padding. Accuracy is Spearman's correlation on the STS benchmark. Writes results/onnxruntime.json.
+with the same seed and evaluation data; ONNX Runtime gets them sorted by length in batches, so that it computes next to
+no padding. Accuracy is Spearman's correlation on the STS benchmark. Writes results/onnxruntime.json.
 """
 
 from __future__ import annotations
