@@ -320,10 +320,15 @@ class Pruner:
         costs, share = self._priced(), count / (unit.kept.numel() or 1)
         outputs, inputs = unit.shape
         if self.config.pattern == "neurons":
+            # Dense and smaller; measured for a few sizes, since every new one would have to be.
             dense = Groups(pattern="unstructured")
-            left = max(1, inputs - count)
-            followers = sum(costs.linear((left, m.in_features), 0.0, dense) for m in unit.followers.values())
-            return costs.linear((outputs, left), 0.0, dense) + followers
+            sizes = [max(1, round(inputs * (1 - gone))) for gone in GRID]
+            times = [
+                costs.linear((outputs, size), 0.0, dense)
+                + sum(costs.linear((size, m.in_features), 0.0, dense) for m in unit.followers.values())
+                for size in sizes
+            ]
+            return float(np.interp(share, GRID, times))
         seconds = costs.linear(unit.shape, share, unit.groups)
         for module in unit.followers.values():
             rows = Groups(pattern="rows", rows=unit.groups.columns, columns=module.in_features)

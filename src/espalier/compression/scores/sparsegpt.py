@@ -58,9 +58,10 @@ class SparseGPT(Score):
 
         feed(model, {name: layer.module for name, layer in layers.items()}, batches, loss, see)
         self._hessians = {name: total / counts[name] for name, total in sums.items()}
+        note = f"Hessians of {max(counts.values())} tokens"
         if self.settings.dampening:
-            note = f"Hessians dampened by {self.settings.dampening:g} of their mean diagonal"
-            self.notes = [*dict.fromkeys([*self.notes, note])]
+            note += f", dampened by {self.settings.dampening:g} of their mean diagonal"
+        self.notes = [*dict.fromkeys([*self.notes, note])]
 
     def scores(self, layer: Layer) -> Tensor:
         _, factor = self._prepared(layer)
