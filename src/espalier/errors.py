@@ -9,13 +9,13 @@
      |   |- InputNameError          unknown, missing or duplicate input or output name
      |   |- InputTypeError          wrong dtype                                                   (TypeError)
      |   |- InputShapeError         wrong rank, extent or length, or a token id out of range
- |   |- ConfigError             a configuration has an unknown field or a value it cannot have
- |   `- DataError               a data file is unreadable, empty or mislabelled; the message names file and line
+     |   |- ConfigError             a configuration has an unknown field or a value it cannot have
+     |   `- DataError               a data file is unreadable, empty or mislabelled; the message names file and line
      |- GraphError              a pass left the graph in a state its specification forbids
      |- EngineError             the native engine failed while running
- |- TrainingError           a training run cannot go on; the message names the last checkpoint
- |   `- CheckpointError         a checkpoint cannot be written or read                            (OSError)
- |- ExportError             an exported model failed its verification
+     |- TrainingError           a training run cannot go on; the message names the last checkpoint
+     |   `- CheckpointError         a checkpoint cannot be written or read                            (OSError)
+     |- ExportError             an exported model failed its verification
      `- MissingDependencyError  an optional package is needed; the message ends with the install command (ImportError)
 
 A message says what was wrong, what was expected, what was got, and what to do next.

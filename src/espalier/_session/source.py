@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from espalier.errors import InputTypeError, ModelFormatError, ModelNotFoundError, UnsupportedModelError
+from espalier.hf.safetensors import MAX_HEADER
 
 Kind = Literal["onnx", "hf", "plan"]
 
 PLAN_MARK = "espalier"
 """The key in a plan's safetensors ``__metadata__`` that tells it from other safetensors files."""
-
-_HEADER_LIMIT = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def _safetensors_header(head: bytes, size: int) -> int:
     if len(head) < 9 or head[8:9] != b"{":
         return 0
     length = int.from_bytes(head[:8], "little")
-    return length if 2 <= length <= min(size - 8, _HEADER_LIMIT) else 0
+    return length if 2 <= length <= min(size - 8, MAX_HEADER) else 0
 
 
 def _metadata(rest: bytes, path: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from espalier.compiler.matrices import ScaledTable, SparseConstant, StoredMatrix
 from espalier.errors import GraphError, ModelFormatError, ModelNotFoundError
+from espalier.hf.safetensors import MAX_HEADER
 from espalier.ir.graph import Graph, Node, TensorType
 from espalier.ir.verify import verify
 from espalier.passes.partition import NativeSegment, OrtSegment, Placed, Program, Step
@@ -29,7 +30,6 @@ _DENSE_ABOVE = 0.6
 """Above this share of nonzeros a weight is stored dense, ready to be mapped."""
 _SMALL_TABLE = 64 * 1024
 """Tables with fewer entries than this are stored as they are: rounding them saves nothing."""
-_MAX_HEADER = 256 * 1024 * 1024
 _ALIGNMENT = 64
 
 _DTYPES = {
@@ -275,7 +275,7 @@ def _open(path: Path, mapped: np.ndarray) -> tuple[str, dict[str, np.ndarray]]:
     if len(mapped) < 8:
         raise bad(f"expected at least 8 bytes, got {len(mapped)}")
     length = int.from_bytes(mapped[:8].tobytes(), "little")
-    if length > min(len(mapped) - 8, _MAX_HEADER):
+    if length > min(len(mapped) - 8, MAX_HEADER):
         raise bad(f"its header claims {length} bytes of {len(mapped) - 8}; the file is truncated or corrupt")
     try:
         header = json.loads(mapped[8 : 8 + length].tobytes())
