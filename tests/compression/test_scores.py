@@ -195,6 +195,18 @@ def test_sparsegpt_keeps_outputs_better_than_zeroing(pattern: str) -> None:
     assert "dampened by 0.0001" in score.notes[0]
 
 
+def test_sparsegpt_gains_by_rounds() -> None:
+    errors = []
+    for step in (1.0, 0.3):
+        model = network()
+        found = layers(model, "4x1")
+        score = score_class("sparsegpt")(Calibration(step=step))
+        score.collect(model, found, batches(), loss)
+        errors.append(score.prune(found["0"], 16)[1])
+        assert int((~found["0"].kept).sum()) == 16
+    assert errors[1] < errors[0]
+
+
 def test_sparsegpt_losses_grow_and_are_those_of_pruning() -> None:
     model = network()
     found = layers(model, "unstructured")

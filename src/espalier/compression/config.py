@@ -151,14 +151,16 @@ class Calibration(_Checked):
 
     ``batches``: how many batches of the training data a score sees. ``dampening``: added to the diagonal of a Hessian
     or Fisher matrix, as a share of its mean; 0 adds nothing, and then a singular matrix is an error. ``block``: columns
-    pruned between two updates of all later ones (SparseGPT). ``fisher_block``: weights whose second derivatives oBERT
+    pruned between two updates of all later ones, and ``step``: share of the groups left that goes between two fits of
+    all others, 1 for a single fit in the end (both SparseGPT). ``fisher_block``: weights whose second derivatives oBERT
     keeps together. ``sequential``: SparseGPT prunes a layer after those it gets its inputs from, with the inputs it
     will really get, at the price of one pass over the calibration data for each set of layers.
     """
 
     batches: int = 32
     dampening: float = 0.01
-    block: int = 128
+    block: int = 64
+    step: float = 0.3
     fisher_block: int = 32
     sequential: bool = True
 
@@ -166,6 +168,7 @@ class Calibration(_Checked):
         _within("Calibration.batches", self.batches, 1, math.inf)
         _within("Calibration.dampening", self.dampening, 0, 1e6)
         _within("Calibration.block", self.block, 1, math.inf)
+        _within("Calibration.step", self.step, 0.01, 1)
         _within("Calibration.fisher_block", self.fisher_block, 1, 4096)
 
 

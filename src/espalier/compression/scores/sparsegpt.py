@@ -29,11 +29,11 @@ from espalier.compression.second_order import (
 _CURVE = (0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.94, 0.97, 0.99, 1.0)
 """Sparsities between which the loss is taken to be straight."""
 _WELL_BEHAVED = 1e-3
-"""Dampening from which the last fit can be computed in float32, which halves its time."""
+"""Dampening from which fits can be computed in float32, which halves its time."""
 
 
 class SparseGPT(Score):
-    """``settings``: dampening and block of :class:`~espalier.compression.config.Calibration`."""
+    """``settings``: dampening, block and step of :class:`~espalier.compression.config.Calibration`."""
 
     name: ClassVar[str] = "sparsegpt"
     unit: ClassVar[str] = "squared norm of the layer's outputs"
@@ -73,24 +73,39 @@ class SparseGPT(Score):
     def prune(self, layer: Layer, count: int) -> tuple[float, float]:
         hessian, factor = self._prepared(layer)
         dense, true = layer.weight.double(), self._hessians[layer.name].double()
-        swept, kept = self._remove(layer, factor, count)
-        enough = torch.float32 if self.settings.dampening >= _WELL_BEHAVED else torch.float64
-        fitted = refit(dense, hessian.to(enough), kept, layer.groups).double()
+        precision = torch.float32 if self.settings.dampening >= _WELL_BEHAVED else torch.float64
+        weight, kept = dense, layer.kept
+        for reached in self._rounds(kept, count):
+            swept, kept = sweep(weight, factor, layer.groups, kept, reached, self.settings.block)
+            fitted = refit(dense, hessian.to(precision), kept, layer.groups).double()
+            # Least squares is the best there is; rounding in a bad matrix must not make things worse.
+            weight = min((fitted, swept), key=lambda found: output_error(dense - found, hessian))
         zeroed = dense * layer.groups.expand(kept)
         whole = output_error(dense, true) or 1.0
-        # Least squares is exact under the dampened Hessian; rounding in a bad one must not make things worse.
-        best = min((fitted, swept), key=lambda weight: output_error(dense - weight, hessian))
-        layer.write(best, kept)
-        return output_error(dense - zeroed, true) / whole, output_error(dense - best, true) / whole
+        layer.write(weight, kept)
+        return output_error(dense - zeroed, true) / whole, output_error(dense - weight, true) / whole
+
+    def _rounds(self, kept: Tensor, count: int) -> list[int]:
+        """How many groups are gone after each round, in which a share of those left goes."""
+        gone, found = int((~kept).sum()), []
+        while gone < count:
+            gone = min(count, gone + max(1, round(self.settings.step * (kept.numel() - gone))))
+            found.append(gone)
+        return found
 
     def losses(self, layer: Layer, counts: Sequence[int]) -> list[float]:
-        """Errors of the real thing: the layer is pruned to each count in turn, on a copy and without the last fit."""
+        """Errors of the real thing: a copy of the layer is pruned to each count, in a single sweep without a fit."""
         _, factor = self._prepared(layer)
         dense, true = layer.weight.double(), self._hessians[layer.name].double()
         whole = output_error(dense, true) or 1.0
         gone = int((~layer.kept).sum())
         return [
-            0.0 if count <= gone else output_error(dense - self._remove(layer, factor, count)[0], true) / whole
+            0.0
+            if count <= gone
+            else output_error(
+                dense - sweep(dense, factor, layer.groups, layer.kept, count, self.settings.block)[0], true
+            )
+            / whole
             for count in counts
         ]
 
@@ -104,9 +119,6 @@ class SparseGPT(Score):
     def forget(self) -> None:
         self._hessians = {}
         self._factors = {}
-
-    def _remove(self, layer: Layer, factor: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        return sweep(layer.weight, factor, layer.groups, layer.kept, count, self.settings.block)
 
     def _prepared(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """The dampened Hessian and the factor of its inverse, both float64 ``[inputs, inputs]``."""
