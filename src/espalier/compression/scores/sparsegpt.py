@@ -1,8 +1,8 @@
 """Second-order pruning layer by layer, from the inputs alone (OBC, arXiv 2208.11580; SparseGPT, arXiv 2301.00774).
 
 A layer's loss is the squared error of its outputs on the calibration data, whose Hessian ``X^T X`` all rows of the
-weight share. Groups are chosen and made up for column by column; then the weights left are fitted again by least
-squares, which SparseGPT leaves out and which costs little at the size of encoders.
+weight share. Groups are chosen and made up for column by column, in a few rounds. After each of them the weights left
+are fitted anew by least squares, which SparseGPT leaves out and which is affordable at the size of encoders.
 """
 
 from __future__ import annotations
