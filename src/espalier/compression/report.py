@@ -23,8 +23,8 @@ PLOTS = "plots"
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One pruned layer. ``error_*``: relative error of the layer's output against the dense layer, before and after
-    the weights that stay were corrected; ``*_ms``: time in the engine, ``expected_speedup`` from measured costs.
+    """One pruned layer. ``error_*``: what the last pruning cost, before and after the weights that stay were corrected,
+    in the unit of its score; ``*_ms``: time in the engine, ``expected_speedup`` from measured costs.
     """
 
     name: str
@@ -123,7 +123,7 @@ class CompressionReport:
         if self.checks:
             parts += ["## Verification", "\n".join(f"- {check}" for check in self.checks)]
         if self.layers:
-            parts += ["## Layers", self._layer_table()]
+            parts += ["## Layers", f"Errors are those of the last pruning: {self._unit()}.", self._layer_table()]
         if self.history.prunings:
             rows = ["| step | sparsity | seconds |", "| ---: | ---: | ---: |"]
             rows += [f"| {p['step']} | {p['sparsity']:.1%} | {p['seconds']:.1f} |" for p in self.history.prunings]
@@ -132,6 +132,11 @@ class CompressionReport:
         settings = {"config": self.config, "data": self.data, "machine": self.machine, "versions": self.versions}
         parts += ["## Settings", "```json\n" + json.dumps(plain(settings), indent=2) + "\n```"]
         return "\n\n".join(parts) + "\n"
+
+    def _unit(self) -> str:
+        """What the layers' errors are shares of."""
+        last = self.history.prunings[-1] if self.history.prunings else {}
+        return str(last.get("report", {}).get("unit", "none was made"))
 
     def _layer_table(self) -> str:
         rows = [
@@ -179,7 +184,7 @@ class CompressionReport:
             figure.savefig(found[-1], dpi=120)
         if self.layers:
             figure = Figure(figsize=(8, 1.5 + 0.18 * len(self.layers)), layout="constrained")
-            _plot_layers(figure, self.layers)
+            _plot_layers(figure, self.layers, self._unit())
             found.append(folder / "layers.png")
             figure.savefig(found[-1], dpi=120)
         return found
@@ -197,13 +202,13 @@ def _plot_training(figure: Any, history: History) -> None:
     other.step(steps, [100 * row["sparsity"] for row in history.steps], where="post", color="0.6", label="zeros")
     other.set_ylabel("zeros, %")
     other.set_ylim(0, 100)
-    axes.legend(loc="upper right")
+    axes.legend(loc="lower left")
 
 
 _NOT_LOSSES = frozenset({"step", "epoch", "tokens", "sparsity", "learning_rate"})
 
 
-def _plot_layers(figure: Any, layers: Sequence[LayerRow]) -> None:
+def _plot_layers(figure: Any, layers: Sequence[LayerRow], unit: str) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     places = range(len(layers))
     left.barh(places, [100 * layer.sparsity for layer in layers], color="0.5")
@@ -212,7 +217,8 @@ def _plot_layers(figure: Any, layers: Sequence[LayerRow]) -> None:
     left.set_xlabel("zeros, %")
     right.barh(places, [layer.error_before or 0.0 for layer in layers], height=0.8, color="0.8", label="before")
     right.barh(places, [layer.error_after or 0.0 for layer in layers], height=0.4, color="tab:blue", label="after")
-    right.set_xlabel("relative error of the output")
+    right.set_xlabel(f"error of the last pruning:\n{unit}", fontsize=8)
+    right.locator_params(axis="x", nbins=4)
     right.legend(fontsize=6)
 
 
