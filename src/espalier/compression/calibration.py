@@ -170,12 +170,12 @@ def _reached(layers: Mapping[str, nn.Linear], calls: Iterable[str]) -> None:
 def _each_sample(name: str, x: Tensor, grad: Tensor, masks: list[Tensor], see: Callable[[str, Tensor], None]) -> None:
     samples, features, outputs = len(x), x.shape[-1], grad.shape[-1]
     x, grad = x.reshape(samples, -1, features).float(), grad.reshape(samples, -1, outputs).float() * samples
+    # Of the factors and not of their products, which are ten times as many numbers.
+    if not bool(torch.isfinite(grad).all() and torch.isfinite(x).all()):
+        raise TrainingError(f"a gradient of the layer {name!r} is not a finite number; check the loss and the data")
     step = max(1, _CHUNK // (features * outputs))
     for begin in range(0, samples, step):
-        found = grad[begin : begin + step].transpose(1, 2) @ x[begin : begin + step]
-        if not bool(torch.isfinite(found).all()):
-            raise TrainingError(f"a gradient of the layer {name!r} is not a finite number; check the loss and the data")
-        see(name, found)
+        see(name, grad[begin : begin + step].transpose(1, 2) @ x[begin : begin + step])
 
 
 def _tokens(x: Tensor, masks: list[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from espalier.compression.layers import Layer
 from espalier.compression.scores.base import Score
 from espalier.compression.second_order import compensate, eliminate
 
-_CHUNK = 1 << 22
+_CHUNK = 1 << 19
 """Numbers in the blocks that are worked on at a time; they should stay in a cache."""
 
 
