@@ -316,5 +316,5 @@ def test_a_singular_matrix_is_an_error_unless_dampened(name: str) -> None:
 
 def test_a_loss_that_is_no_number_is_an_error() -> None:
     model = network()
-    with pytest.raises(TrainingError, match="a gradient of the layer '.' is not a finite number"):
+    with pytest.raises(TrainingError, match=r"a gradient of the layer '.' is not a finite number"):
         sample_gradients(model, {"0": model[0]}, batches(), lambda m, b: m(b).sum() * torch.nan, lambda *_: None)
