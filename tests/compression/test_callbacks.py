@@ -11,8 +11,9 @@ import pytest
 torch = pytest.importorskip("torch", reason="pruning is PyTorch's")
 transformers = pytest.importorskip("transformers", reason="the callback is for its Trainer")
 
-from espalier.compression.callbacks import PruningCallback, PruningHook  # noqa: E402
+from espalier.compression.callbacks import PruningCallback  # noqa: E402
 from espalier.compression.config import Config, Schedule  # noqa: E402
+from espalier.compression.hook import PruningHook  # noqa: E402
 from espalier.errors import ConfigError  # noqa: E402
 
 

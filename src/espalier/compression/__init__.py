@@ -26,7 +26,7 @@ _HOMES = {
     "PruneReport": "pruner",
     "Pruner": "pruner",
     "PruningCallback": "callbacks",
-    "PruningHook": "callbacks",
+    "PruningHook": "hook",
     "Recovery": "config",
     "Schedule": "config",
     "Training": "config",
