@@ -10,9 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from espalier.compression.callbacks import PruningCallback, PruningHook
+    from espalier.compression.callbacks import PruningCallback
     from espalier.compression.compress import Data
     from espalier.compression.config import Calibration, Config, Recovery, Schedule, Training
+    from espalier.compression.hook import PruningHook
     from espalier.compression.pruner import Pruner, PruneReport
     from espalier.compression.report import CompressionReport
     from espalier.compression.tasks.base import Columns

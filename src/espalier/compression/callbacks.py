@@ -1,6 +1,8 @@
 """Pruning inside the Trainer of transformers.
 
-trainer.add_callback(PruningCallback(Config(sparsity=0.8)))
+    trainer.add_callback(PruningCallback(Config(sparsity=0.8)))
+
+For any other loop there is :class:`espalier.compression.hook.PruningHook`.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ except ImportError as error:
 
 
 class PruningCallback(TrainerCallback):
-    """The same for ``transformers.Trainer``.
+    """A :class:`~espalier.compression.hook.PruningHook` over the trainer's optimiser steps.
 
-    ``batches`` and ``loss`` as above; without them, calibration takes the trainer's own batches and the model's own
-    ``loss`` output, which needs labels in the batches.
+    ``batches`` and ``loss`` are those of the hook; without them, calibration takes the trainer's own batches and the
+    model's own ``loss`` output, which needs labels in the batches.
     """
 
     def __init__(

@@ -1,10 +1,13 @@
 """Pruning inside other people's training loops.
 
-hook = PruningHook(model, Config(sparsity=0.8), steps=len(loader) * epochs, batches=batches, loss=loss)
-...
-    hook.before_step()  # after loss.backward()
+    hook = PruningHook(model, Config(sparsity=0.8), steps=len(loader) * epochs, batches=batches, loss=loss)
+
+    loss(model, batch).backward()
+    hook.before_step()
     optimizer.step()
     hook.after_step(optimizer)
+
+Making the hook and calling it before and after the optimiser's step is all that a loop needs.
 """
 
 from __future__ import annotations
