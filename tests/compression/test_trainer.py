@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from espalier.compression.pruner import Pruner
 from torch import nn
 
 from espalier.compression import checkpoint
 from espalier.compression.config import Config, Recovery, Schedule, Training
 from espalier.compression.data import Tokens
 from espalier.compression.progress import Monitor, Status, duration
+from espalier.compression.pruner import Pruner
 from espalier.compression.tasks import Classification, CustomTask, Embeddings
 from espalier.compression.trainer import CHECKPOINTS, LOG, Trainer, TrainingInterrupted, freeze_embeddings
 from espalier.errors import CheckpointError, ConfigError, TrainingError
@@ -170,6 +170,18 @@ def test_signals_write_a_checkpoint(
     with pytest.raises(TrainingInterrupted, match="step-00000002"):
         trainer.run()
     assert signal.getsignal(number) is handler
+
+
+def test_a_stop_while_pruning_keeps_the_pruning(encoder_folder: Path, texts_file: Path, tmp_path: Path) -> None:
+    config = Config(sparsity=0.5, pattern="unstructured", score="magnitude", recovery=LEARNED)
+    trainer = embeddings_run(encoder_folder, texts_file, tmp_path / "out", config)
+    trainer.stop()
+    with pytest.raises(TrainingInterrupted, match="step-00000000"):
+        trainer.run()
+    again = embeddings_run(encoder_folder, texts_file, tmp_path / "out", config)
+    history = again.run(resume=True)
+    assert len(history.prunings) == 1
+    same_weights(trainer.model, again.model)
 
 
 def test_minutes_end_a_run(encoder_folder: Path, texts_file: Path, tmp_path: Path) -> None:

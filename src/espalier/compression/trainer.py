@@ -42,7 +42,7 @@ class TrainingInterrupted(KeyboardInterrupt):
     """The user stopped the run; ``checkpoint`` is where it can go on from, None when nothing was written."""
 
     def __init__(self, path: Path | None) -> None:
-        super().__init__(f"stopped; the checkpoint is {path}" if path else "stopped before the first step")
+        super().__init__(f"stopped; the checkpoint is {path}" if path else "stopped without a checkpoint")
         self.checkpoint = path
 
 
@@ -183,6 +183,10 @@ class Trainer:
                 self._state.elapsed = self.world.agree(before + time.monotonic() - began)
                 fraction = budget.fraction(self._state.step, self._state.elapsed)
                 self._prune(fraction, optimizer)
+                if self.world.anyone(self._stop.is_set()):  # asked for while pruning, which may take minutes
+                    self._state.elapsed = before + time.monotonic() - began
+                    self._save(optimizer)
+                    raise TrainingInterrupted(self._last)
                 if fraction >= 1:
                     break
                 self._step(fraction, optimizer, parameters)
@@ -433,7 +437,7 @@ class Trainer:
             if self._stop.is_set():
                 raise KeyboardInterrupt
             self._stop.set()
-            os.write(2, b"\nstopping after this step and writing a checkpoint; again to stop at once\n")
+            os.write(2, b"\nstopping after this step or pruning and writing a checkpoint; again to stop at once\n")
 
         previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
