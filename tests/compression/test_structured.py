@@ -13,8 +13,10 @@ torch = pytest.importorskip("torch", reason="pruning is PyTorch's")
 transformers = pytest.importorskip("transformers", reason="the models are those of transformers")
 
 import espalier  # noqa: E402
+from espalier.compression import costs as module  # noqa: E402
 from espalier.compression.config import Config  # noqa: E402
 from espalier.compression.costs import Costs  # noqa: E402
+from espalier.compression.groups import parse_pattern  # noqa: E402
 from espalier.compression.pruner import Pruner  # noqa: E402
 from espalier.compression.structured import Stack, is_skipped  # noqa: E402
 from espalier.errors import ConfigError  # noqa: E402
@@ -229,13 +231,26 @@ def test_a_speed_up_by_structure(pattern: str) -> None:
     assert report.speedup >= 1.4
 
 
-def test_the_rest_of_a_model_is_measured_and_remembered(tmp_path: Path) -> None:
-    costs = Costs(cache=tmp_path / "costs.json")
+def test_the_rest_of_a_model_is_what_two_measurements_leave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = encoder()
-    seconds, note = costs.rest(model, {})
-    assert seconds > 0
-    assert not note
-    assert Costs(cache=tmp_path / "costs.json").rest(model, {}) == (seconds, "")
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "layer." in name}
+    costs = Costs(cache=tmp_path / "costs.json")
+    seconds, note = costs.rest(model, linear)  # really measured; so small a model may not show its zeros
+    assert seconds >= 0
+    assert not note or "linear layers alone" in note
+
+    def dense(sparsity: float) -> float:
+        return sum(
+            costs.linear((m.out_features, m.in_features), sparsity, parse_pattern("4x1")) for m in linear.values()
+        )
+
+    # Twice as slow inside of a model, and a rest of 3 dense layers' time.
+    monkeypatch.setattr(module, "_time_model", lambda _, __, sparsity: 2 * (dense(sparsity) + 3 * dense(0.0)))
+    fresh = Costs(cache=tmp_path / "other.json")
+    fresh._known = {key: value for key, value in costs._known.items() if " at " not in key}
+    assert fresh.rest(model, linear) == (pytest.approx(3 * dense(0.0)), "")
+    monkeypatch.undo()
+    assert Costs(cache=tmp_path / "other.json").rest(model, linear) == (pytest.approx(3 * dense(0.0)), "")
     nothing, why = costs.rest(torch.nn.Linear(2, 2), {})
     assert nothing == 0
     assert "linear layers alone" in why
