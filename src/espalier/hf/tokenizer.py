@@ -23,7 +23,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingDependencyError(
-            "reading a tokenizer needs the package tokenizers, which is not installed: pip install 'espalier[text]'"
+            "reading a tokenizer needs the package tokenizers, which is not installed: pip install tokenizers"
         ) from error
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
