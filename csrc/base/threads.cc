@@ -95,8 +95,10 @@ void Team::advance(std::uint32_t serial, const Job& job) {
   while (next - job.first_serial < job.phases && job.units[next - job.first_serial] == 0) ++next;
   const bool more = next - job.first_serial < job.phases;
   const int units = more ? job.units[next - job.first_serial] : 0;
-  ticket_.store(ticket(next, units), std::memory_order_release);
+  // The number first: once the ticket is out the phase can end, and the next one must not find the older number stored
+  // after its own.
   serial_.store(next, std::memory_order_release);
+  ticket_.store(ticket(next, units), std::memory_order_release);
   serial_.notify_all();
 }
 

@@ -204,14 +204,14 @@ def _pad(rows: list[np.ndarray], own: np.ndarray, seq: int) -> np.ndarray:
 
 def _token_input(graph: Graph, plumbing: Plumbing) -> str:
     """A graph input of shape ``[batch, seq, ...]`` to read the extents from; "" when there are only whole sequences."""
-    for name in graph.inputs:
-        shape = graph.types[name].shape
-        is_token_float = any(known == name and domain == "token" for known, domain in plumbing.floats)
-        is_index = graph.types[name].dtype not in ("float32", "float16", "float64")
-        if shape is not None and ((is_index and len(shape) == 2) or is_token_float) and shape[0] != 1:
-            return name
-    for name in graph.inputs:
-        shape = graph.types[name].shape
-        if shape is not None and len(shape) == 2 and graph.types[name].dtype not in ("float32", "float16", "float64"):
-            return name
-    return ""
+    tokens = [name for name in graph.inputs if _holds_tokens(graph, plumbing, name)]
+    # A batch of 1 may be a table of positions, to be broadcast over the batch.
+    batched = [name for name in tokens if (graph.types[name].shape or (1,))[0] != 1]
+    return (batched or tokens or [""])[0]
+
+
+def _holds_tokens(graph: Graph, plumbing: Plumbing, name: str) -> bool:
+    known = graph.types[name]
+    if known.dtype in ("float32", "float16", "float64"):
+        return (name, "token") in plumbing.floats
+    return known.shape is not None and len(known.shape) == 2

@@ -204,6 +204,8 @@ def _graph(model: Any, constants: dict[str, np.ndarray]) -> Graph:
     if len(inputs) != len(set(inputs)):
         raise ModelFormatError("two inputs of the model have the same name")
     for proto in graph.node:
+        if not all(isinstance(text, str) for text in (proto.op_type, proto.domain, proto.name)):
+            raise ModelFormatError(f"a node's operator, domain or name is not text: {proto.op_type!r}")
         for name in proto.input:
             if name and name not in made:
                 raise ModelFormatError(
@@ -217,6 +219,7 @@ def _graph(model: Any, constants: dict[str, np.ndarray]) -> Graph:
                 made.add(name)
                 types.setdefault(name, TensorType("unknown", None))
         domain = "" if proto.domain == "ai.onnx" else proto.domain
+        _check_inputs(proto, domain, opsets.get(domain, 0))
         nodes.append(
             Node(proto.op_type, list(proto.input), list(proto.output), domain=domain, name=proto.name, proto=proto)
         )
@@ -227,6 +230,24 @@ def _graph(model: Any, constants: dict[str, np.ndarray]) -> Graph:
     for name in inputs:
         types.setdefault(name, TensorType("unknown", None))
     return Graph(graph.name, inputs, outputs, nodes, constants, types, opsets)
+
+
+def _check_inputs(proto: Any, domain: str, version: int) -> None:
+    """Raise ModelFormatError when an operator lacks an input or has one too many. Unknown operators pass."""
+    import onnx
+
+    if not onnx.defs.has(proto.op_type, domain) or version < 1:
+        return
+    try:
+        schema = onnx.defs.get_schema(proto.op_type, version, domain)
+    except onnx.defs.SchemaError:  # newer than the operator set, or removed from it: ONNX Runtime decides
+        return
+    count = len(proto.input)
+    if not schema.min_input <= count <= schema.max_input:
+        raise ModelFormatError(
+            f"node {proto.name or proto.op_type!r}: {proto.op_type} takes {schema.min_input} to "
+            f"{min(schema.max_input, 1 << 16)} inputs, got {count}"
+        )
 
 
 def _types(model: Any) -> dict[str, TensorType]:
