@@ -219,7 +219,7 @@ def _graph(model: Any, constants: dict[str, np.ndarray]) -> Graph:
                 made.add(name)
                 types.setdefault(name, TensorType("unknown", None))
         domain = "" if proto.domain == "ai.onnx" else proto.domain
-        _check_inputs(proto, domain, opsets.get(domain, 0))
+        _check_signature(proto, domain, opsets.get(domain, 0))
         nodes.append(
             Node(proto.op_type, list(proto.input), list(proto.output), domain=domain, name=proto.name, proto=proto)
         )
@@ -232,15 +232,18 @@ def _graph(model: Any, constants: dict[str, np.ndarray]) -> Graph:
     return Graph(graph.name, inputs, outputs, nodes, constants, types, opsets)
 
 
-def _check_inputs(proto: Any, domain: str, version: int) -> None:
-    """Raise ModelFormatError when an operator lacks an input or has one too many. Unknown operators pass."""
+def _check_signature(proto: Any, domain: str, version: int) -> None:
+    """Raise ModelFormatError for an operator with an input too few or too many, or an attribute of another type.
+
+    Unknown operators and attributes pass: ONNX Runtime decides about them.
+    """
     import onnx
 
     if not onnx.defs.has(proto.op_type, domain) or version < 1:
         return
     try:
         schema = onnx.defs.get_schema(proto.op_type, version, domain)
-    except onnx.defs.SchemaError:  # newer than the operator set, or removed from it: ONNX Runtime decides
+    except onnx.defs.SchemaError:  # newer than the operator set, or removed from it
         return
     count = len(proto.input)
     if not schema.min_input <= count <= schema.max_input:
@@ -248,6 +251,14 @@ def _check_inputs(proto: Any, domain: str, version: int) -> None:
             f"node {proto.name or proto.op_type!r}: {proto.op_type} takes {schema.min_input} to "
             f"{min(schema.max_input, 1 << 16)} inputs, got {count}"
         )
+    for attribute in proto.attribute:
+        known = schema.attributes.get(attribute.name)
+        wanted: Any = None if known is None else known.type
+        if wanted is not None and wanted.value != attribute.type:
+            raise ModelFormatError(
+                f"node {proto.name or proto.op_type!r}: attribute {attribute.name!r} of {proto.op_type} must be of "
+                f"type {wanted.name}, got type {attribute.type}"
+            )
 
 
 def _types(model: Any) -> dict[str, TensorType]:
