@@ -237,3 +237,17 @@ def test_the_tuner_remembers_and_survives_a_broken_cache(tmp_path: Path) -> None
     assert again.choose(matrix) == chosen
     assert chosen.measured
     assert not Tuner(_native.current_isa(), tune=False, cache=cache).choose(matrix).measured
+
+
+def test_float_tokens_in_a_batch_of_one() -> None:
+    """A fixed batch of 1 must not be taken for something to broadcast."""
+    b = Builder(sparsity=0.0, pattern=1)
+    shape = (1, "seq", 8)
+    b.graph.inputs, b.graph.types = ["x"], {"x": TensorType("float32", shape)}
+    b.graph.outputs = [b.node("Linear", ["x", b.weight(4, 8), b.vector(4)], (1, "seq", 4))]
+    verify(b.graph)
+    x = np.random.default_rng(0).standard_normal((1, 5, 8)).astype(np.float32)
+    program = compiler.NativeProgram(b.graph, threads=1, tune=False)
+    want = reference.run(b.graph, {"x": x})
+    (name,) = b.graph.outputs
+    np.testing.assert_allclose(program.run({"x": x})[name], want[name], rtol=1e-5, atol=1e-6)

@@ -309,3 +309,20 @@ def test_graphs_that_do_not_hold_together(tmp_path: Path, fault: str) -> None:
         model.graph.initializer.append(model.graph.initializer[0])
     with pytest.raises(ModelFormatError):
         read(saved(model, tmp_path))
+
+
+def test_an_operator_with_too_few_inputs_is_refused(tmp_path: Path) -> None:
+    model = linear()
+    del model.graph.node[0].input[1]
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelFormatError, match=r"product.*MatMul takes 2 to 2 inputs, got 1"):
+        read(tmp_path / "m.onnx")
+
+
+def test_an_attribute_of_another_type_is_refused(tmp_path: Path) -> None:
+    model = constant_model(numpy_helper.from_array(np.zeros((2, 3), np.float32), "t"))
+    model.graph.node[0].op_type = "Flatten"
+    model.graph.node[0].attribute.append(helper.make_attribute("axis", "one"))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(ModelFormatError, match=r"attribute 'axis' of Flatten must be of type INT"):
+        read(tmp_path / "m.onnx")
