@@ -43,7 +43,10 @@ double cut_cost(int groups, int widest) {
 constexpr int kBlockTokens = 128;
 
 // Rows of a linear layer that are shared out at a time: few, for an even end; enough to use the panel in the L1 cache.
-constexpr int kUnitRows = 256;
+int unit_rows(int rows, int panels, int threads) {
+  const int even = static_cast<int>(static_cast<std::int64_t>(rows) * panels / (4 * threads));
+  return std::clamp(even / 16 * 16, 32, 256);
+}
 
 // What a thread may keep for one task of whole sequences.
 constexpr std::size_t kTaskBytes = std::size_t{64} << 20;
@@ -247,7 +250,8 @@ void Program::Execution::plan_steps() {
       else if (!segment.local)
         add(Step::Kind::sequences, i, static_cast<int>(b_.lengths.size()));
       else if (op.kind == OpKind::linear)
-        add(Step::Kind::rows, i, panels * ceil_div(op.weight->packed().rows, kUnitRows));
+        add(Step::Kind::rows, i,
+            panels * ceil_div(op.weight->packed().rows, unit_rows(op.weight->packed().rows, panels, p_.team_.size())));
       else
         add(Step::Kind::panels, i, panels);
     }
@@ -361,8 +365,8 @@ void Program::Execution::charge(int op, Clock::time_point start, const Hand& han
 // The whole team on one linear layer: some rows of one panel.
 void Program::Execution::run_rows(const Op& op, const Layout& where, int unit, Hand& hand) {
   const int rows = op.weight->packed().rows, panels = where.panels();
-  const int first = unit / panels * kUnitRows;
-  linear_tile(op, where, unit % panels, first, std::min(rows, first + kUnitRows), hand);
+  const int step = unit_rows(rows, panels, p_.team_.size()), first = unit / panels * step;
+  linear_tile(op, where, unit % panels, first, std::min(rows, first + step), hand);
 }
 
 void Program::Execution::linear_tile(const Op& op, const Layout& where, int at, int first_row, int last_row,
