@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from espalier.compression.pruner import Pruner
 from safetensors.torch import load_file
 
 import espalier
 from espalier.compression.config import Config
 from espalier.compression.data import Tokens
 from espalier.compression.export import check_place, export
+from espalier.compression.pruner import Pruner
 from espalier.compression.tasks import Classification, Embeddings, EncoderTask, QuestionAnswering, TokenClassification
 from espalier.compression.tasks.models import load_encoder
 from espalier.errors import ExportError, InputError
