@@ -59,7 +59,8 @@ def pooling_of(folder: Path) -> str:
 def load_encoder(folder: Path, head: str, *, attention: bool, **settings: Any) -> tuple[nn.Module, list[str]]:
     """The model of a folder as the transformers class ``head``, in float32, and notes on what is new in it.
 
-    ``attention``: attention probabilities will be asked for, which only the eager implementation returns.
+    ``attention``: attention probabilities will be asked for, which only the eager implementation returns. Without a GPU
+    it is used always: on CPUs the backward pass of PyTorch's fused attention is several times slower.
 
     Raises MissingDependencyError, ModelNotFoundError, ModelFormatError, or UnsupportedModelError for a pickled
     checkpoint.
@@ -75,7 +76,7 @@ def load_encoder(folder: Path, head: str, *, attention: bool, **settings: Any) -
         "local_files_only": True,
         "use_safetensors": True,
         "output_loading_info": True,
-        "attn_implementation": "eager" if attention else "sdpa",
+        "attn_implementation": "eager" if attention or not torch.cuda.is_available() else "sdpa",
         **settings,
     }
     with _quiet():
