@@ -32,6 +32,14 @@ def i64(*shape: int | str) -> TensorType:
     return TensorType("int64", shape)
 
 
+def i8(*shape: int | str) -> TensorType:
+    return TensorType("int8", shape)
+
+
+def u8(*shape: int | str) -> TensorType:
+    return TensorType("uint8", shape)
+
+
 X = f32("batch", "seq", 8)
 IDS = i64("batch", "seq")
 
@@ -84,6 +92,47 @@ def test_linear() -> None:
 def test_linear_accumulates_in_float64() -> None:
     x = np.array([[1e8, 1, -1e8]], np.float32)
     close(apply("Linear", x, np.ones((1, 3), np.float32), None), [[1]])
+
+
+def test_qlinear_with_static_activations() -> None:
+    weight, scale = np.array([[2, -3], [0, 1]], np.int8), np.array([0.5, 2], np.float32)
+    x_scale, x_zero = np.float32(0.25), np.uint8(10)
+    # In steps of 0.25 from 0 at 10: 1.13 is 15 (4.52 rounds to 5), -9 saturates at 0, that is -10 steps.
+    found = apply("QLinear", [[1.13, -9]], weight, scale, None, None, x_scale, x_zero, activations="static")
+    close(found, [[(2 * 5 + 3 * 10) * 0.25 * 0.5, -10 * 0.25 * 2]])
+    bias, w_zero = np.array([1, -1], np.float32), np.array([2, 1], np.int8)
+    found = apply("QLinear", [[1.13, -9]], weight, scale, w_zero, bias, x_scale, x_zero, activations="static")
+    close(found, [[(0 * 5 + 5 * 10) * 0.25 * 0.5 + 1, (-1 * 5 - 0 * 10) * 0.25 * 2 - 1]])
+
+
+def test_qlinear_gives_each_token_its_own_scale() -> None:
+    weight, scale = np.array([[131, 129]], np.uint8), np.float32(1)
+    x = np.array([[[255, -0.0], [0, 0]], [[127.5, -127.5], [255 * 4, 4 * 2.5]]], np.float32)
+    found = apply("QLinear", x, weight, scale, np.uint8(128), None, activations="token")
+    # The third token's zero point, 127.5, rounds to 128, so 127.5 saturates at 127 steps. 2.5 steps round to 2.
+    close(found, [[[3 * 255], [0]], [[3 * 127 - 128], [(3 * 255 + 2) * 4]]])
+
+
+def test_qlinear_gives_nan_for_a_token_that_is_not_finite() -> None:
+    weight, scale = np.array([[1, 0]], np.int8), np.float32(1)
+    x = [[1, NAN], [INF, 1], [3e38, -3e38], [255, 0]]
+    close(apply("QLinear", x, weight, scale, None, None, activations="token"), [[NAN], [NAN], [NAN], [255]])
+
+
+def test_qlinear_sums_integers_exactly() -> None:
+    columns = 5001
+    x = np.full((1, columns), 255, np.float32)
+    weight = np.full((1, columns), 127, np.int8)
+    weight[0, ::2] = -127
+    found = apply("QLinear", x, weight, np.float32(1), None, None, np.float32(1), np.uint8(0), activations="static")
+    close(found, [[-127 * 255]])
+
+
+def test_fake_quantize() -> None:
+    x, scale = [[0.26, -0.25, 0.75, -0.75, 100, -100, INF, NAN]], np.float32(0.5)
+    # Ties go to the even step; NaN to the lowest.
+    close(apply("FakeQuantize", x, scale, np.int8(-2)), [[0.5, 0, 1, -1, 64.5, -63, 64.5, -63]])
+    close(apply("FakeQuantize", x, scale, np.uint8(0)), [[0.5, 0, 1, 0, 100, 0, 127.5, 0]])
 
 
 def test_layer_norm() -> None:
@@ -233,6 +282,9 @@ INFERRED: list[tuple[str, tuple[TensorType | None, ...], dict[str, Any], TensorT
     ("Linear", (X, f32(3, 8), f32(3)), {}, f32("batch", "seq", 3)),
     ("Linear", (f32("batch", 8), f32(3, 8), None), {}, f32("batch", 3)),
     ("Linear", (f32("batch", 8), f32(3, 8)), {}, f32("batch", 3)),
+    ("QLinear", (X, i8(3, 8), f32(3), i8(), f32(3), f32(), u8()), {"activations": "static"}, f32("batch", "seq", 3)),
+    ("QLinear", (f32("batch", 8), u8(3, 8), f32(), u8(3)), {"activations": "token"}, f32("batch", 3)),
+    ("FakeQuantize", (X, f32(), i8()), {}, X),
     ("LayerNorm", (X, f32(8), f32(8)), {"epsilon": 0}, X),
     ("Activation", (X,), {"kind": "gelu"}, X),
     ("Add", (f32(1, "seq", 8), X), {}, X),
@@ -266,6 +318,8 @@ def test_every_op_is_inferred_somewhere_here() -> None:
 
 ATTENTION: dict[str, Any] = {"heads": 2, "scale": 0.5, "mask_value": 0.0}
 
+TOKEN: dict[str, Any] = {"activations": "token"}
+
 REFUSED: list[tuple[str, tuple[TensorType | None, ...], dict[str, Any], str]] = [
     ("Linear", (X,), {}, "takes 2 to 3 operands, got 1"),
     ("Softmax", (X, X), {}, "takes 1 operands, got 2"),
@@ -275,6 +329,17 @@ REFUSED: list[tuple[str, tuple[TensorType | None, ...], dict[str, Any], str]] = 
     ("Linear", (X, f32(3, 8, 1)), {}, "'weight' must have 2 dimensions"),
     ("Linear", (f32(8), f32(3, 8)), {}, r"x must be \[batch, seq, features\]"),
     ("Linear", (i64("batch", 8), f32(3, 8)), {}, "operand 'x' must be of dtype float32, got int64"),
+    ("QLinear", (X, i8(3, 7), f32()), TOKEN, "features of x and the columns of weight must agree, got 8 and 7"),
+    ("QLinear", (X, i8(3, 8), f32(8)), TOKEN, "weight_scale and the rows of weight must agree, got 8 and 3"),
+    ("QLinear", (X, i8(3, 8), f32(), u8()), TOKEN, r"one dtype, got int8\[3, 8\] and uint8\[\]"),
+    ("QLinear", (X, i8(3, 8), f32(), i8(3, 1)), TOKEN, "'weight_zero' must have 1 dimensions"),
+    ("QLinear", (X, f32(3, 8), f32()), TOKEN, "'weight' must be of dtype int8 or uint8"),
+    ("QLinear", (X, i8(3, 8), f32(), None, None, f32(), u8()), TOKEN, "no x_scale and x_zero"),
+    ("QLinear", (X, i8(3, 8), f32()), {"activations": "static"}, "needs both x_scale and x_zero"),
+    ("QLinear", (X, i8(3, 8), f32()), {"activations": "dynamic"}, "expected one of static, token"),
+    ("QLinear", (X, i8(3, 8), f32(), None, f32(4)), TOKEN, "bias and the rows of weight must agree, got 4 and 3"),
+    ("FakeQuantize", (X, f32(8), i8()), {}, "'scale' must have 0 dimensions"),
+    ("FakeQuantize", (X, f32(), i64()), {}, "'zero' must be of dtype int8 or uint8"),
     ("Embedding", (f32(9, 8), f32("batch", "seq")), {}, "operand 'ids' must be of dtype int64"),
     ("Embedding", (f32(9, 8), i64("batch")), {}, "'ids' must have 2 dimensions"),
     ("LayerNorm", (X, f32(7)), {"epsilon": 1e-5}, "features of x and the extent of gamma must agree, got 8 and 7"),

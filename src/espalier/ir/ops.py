@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from espalier.errors import GraphError, InputShapeError
 from espalier.ir.graph import Dim, Shape, TensorType
+from espalier.ir.quantization import QUANTIZED, dequantize, quantize, token_parameters
 
 Array = NDArray[Any]
 
@@ -181,15 +182,47 @@ def _relative_bias(table: TensorType, ids: TensorType, num_buckets: int, max_dis
     return TensorType("float32", (1, heads, seq, seq))
 
 
-def _linear(x: TensorType, weight: TensorType, bias: TensorType | None) -> TensorType:
-    shape = _tensor_dims("Linear", x)
-    rows, columns = _dims("Linear", "weight", weight, 2)
+def _linear(x: TensorType, weight: TensorType, bias: TensorType | None, op: str = "Linear") -> TensorType:
+    shape = _tensor_dims(op, x)
+    rows, columns = _dims(op, "weight", weight, 2)
     if bias is not None:
-        _meet("Linear", "the extent of bias and the rows of weight", _dims("Linear", "bias", bias, 1)[0], rows)
+        _meet(op, "the extent of bias and the rows of weight", _dims(op, "bias", bias, 1)[0], rows)
     if shape is None:
         return TensorType("float32", None)
-    _meet("Linear", "the features of x and the columns of weight", shape[-1], columns)
+    _meet(op, "the features of x and the columns of weight", shape[-1], columns)
     return TensorType("float32", (*shape[:-1], rows))
+
+
+def _qlinear(
+    x: TensorType,
+    weight: TensorType,
+    weight_scale: TensorType,
+    weight_zero: TensorType | None,
+    bias: TensorType | None,
+    x_scale: TensorType | None,
+    x_zero: TensorType | None,
+    activations: str,
+) -> TensorType:
+    rows = _dims("QLinear", "weight", weight, 2)[0]
+    for name, kind in (("weight_scale", weight_scale), ("weight_zero", weight_zero)):
+        if kind is not None and kind.shape != ():
+            _meet("QLinear", f"the extent of {name} and the rows of weight", _dims("QLinear", name, kind, 1)[0], rows)
+    if weight_zero is not None and weight_zero.dtype != weight.dtype:
+        raise GraphError(f"QLinear: weight and weight_zero must be of one dtype, got {weight} and {weight_zero}")
+    if activations == "token" and (x_scale is not None or x_zero is not None):
+        raise GraphError("QLinear: expected no x_scale and x_zero with activations='token': each token has its own")
+    if activations == "static":
+        if x_scale is None or x_zero is None:
+            raise GraphError("QLinear: activations='static' needs both x_scale and x_zero")
+        _fake_quantize(x, x_scale, x_zero)
+    return _linear(x, weight, bias, "QLinear")
+
+
+def _fake_quantize(x: TensorType, scale: TensorType, zero: TensorType) -> TensorType:
+    _tensor_dims("FakeQuantize", x)
+    _dims("FakeQuantize", "scale", scale, 0)
+    _dims("FakeQuantize", "zero", zero, 0)
+    return x
 
 
 def _layer_norm(x: TensorType, gamma: TensorType, beta: TensorType | None, epsilon: float) -> TensorType:
@@ -358,6 +391,32 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return _f32(y if bias is None else y + bias)
 
 
+def qlinear(
+    x: Array,
+    weight: Array,
+    weight_scale: Array,
+    weight_zero: Array | None,
+    bias: Array | None,
+    x_scale: Array | None,
+    x_zero: Array | None,
+    activations: str,
+) -> Array:
+    if x_scale is None or x_zero is None:
+        x_scale, x_zero = token_parameters(x)
+    centred = quantize(x, x_scale, x_zero).astype(np.float64) - x_zero
+    weights = weight.astype(np.float64)
+    if weight_zero is not None:
+        weights -= weight_zero.astype(np.float64).reshape(-1, 1)
+    # Integers, and exact: they stay far below 2^53.
+    total = centred @ weights.T
+    y = total * x_scale * weight_scale
+    return _f32(y if bias is None else y + bias)
+
+
+def fake_quantize(x: Array, scale: Array, zero: Array) -> Array:
+    return dequantize(quantize(x, scale, zero), scale, zero)
+
+
 def layer_norm(x: Array, gamma: Array, beta: Array | None, epsilon: float) -> Array:
     wide = x.astype(np.float64)
     centred = wide - wide.mean(axis=-1, keepdims=True)
@@ -485,6 +544,28 @@ _SPECS = (
         {},
         _linear,
         linear,
+    ),
+    OpSpec(
+        "QLinear",
+        (
+            _X,
+            InputSpec("weight", QUANTIZED, constant=True),
+            InputSpec("weight_scale", constant=True),
+            InputSpec("weight_zero", QUANTIZED, constant=True, optional=True),
+            InputSpec("bias", constant=True, optional=True),
+            InputSpec("x_scale", constant=True, optional=True),
+            InputSpec("x_zero", QUANTIZED, constant=True, optional=True),
+        ),
+        {"activations": AttrSpec(str, ("static", "token"))},
+        _qlinear,
+        qlinear,
+    ),
+    OpSpec(
+        "FakeQuantize",
+        (_X, InputSpec("scale", constant=True), InputSpec("zero", QUANTIZED, constant=True)),
+        {},
+        _fake_quantize,
+        fake_quantize,
     ),
     OpSpec(
         "LayerNorm",
