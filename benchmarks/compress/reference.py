@@ -19,10 +19,10 @@ import numpy as np
 
 from espalier import hf
 from espalier.bench.timing import interleaved
-from espalier.compression.data import Feature, Tokens, collate, fixed_order
 from espalier.compression.measure import sample
 from espalier.compression.tasks import Embeddings, Scores
-from espalier.compression.tasks.metrics import spearman
+from espalier.data import Feature, Tokens, collate, fixed_order
+from espalier.data.metrics import spearman
 from espalier.doctor import machine
 from espalier.onnx.writer import write
 

@@ -17,7 +17,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from safetensors.torch import save_file
 from espalier.compression.config import Config, Recovery, Schedule, Training
-from espalier.compression.data import Tokens
+from espalier.data import Tokens
 from espalier.compression.distributed import world
 from espalier.compression.pruner import Pruner
 from espalier.compression.tasks import Embeddings

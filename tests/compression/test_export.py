@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 import espalier
 from espalier.compression.config import Config
-from espalier.compression.data import Tokens
 from espalier.compression.export import check_place, export
 from espalier.compression.pruner import Pruner
 from espalier.compression.tasks import Classification, Embeddings, EncoderTask, QuestionAnswering, TokenClassification
 from espalier.compression.tasks.models import load_encoder
+from espalier.data import Tokens
 from espalier.errors import ExportError, InputError
 
 MakeFolder = Callable[..., Path]

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from espalier.compression.data import Tokens, read_squad
 from espalier.compression.tasks import (
     Classification,
     Columns,
@@ -21,10 +20,10 @@ from espalier.compression.tasks import (
     Wants,
     recovery_interval,
 )
-from espalier.compression.tasks.metrics import mean_of, spearman
 from espalier.compression.tasks.models import load_encoder, pooling_of
-from espalier.compression.tasks.question_answering import _best_span
 from espalier.compression.tasks.tokens import spans
+from espalier.data import Tokens
+from espalier.data.metrics import mean_of, spearman
 from espalier.errors import ConfigError, DataError, InputError, ModelFormatError, UnsupportedModelError
 
 MakeFolder = Callable[..., Path]
@@ -145,51 +144,11 @@ def test_folders_that_are_wrong(make_folder: MakeFolder) -> None:
 # --- question answering -----------------------------------------------------------------------------------------------
 
 
-def test_questions_become_pieces(encoder_folder: Path, squad_file: Path) -> None:
-    task = QuestionAnswering(Tokens.read(encoder_folder, 96))
-    questions = read_squad(squad_file)
-    for piece in task.pieces(questions):
-        question = questions[piece.question]
-        start, end = (int(piece.feature.target[name]) - piece.first for name in ("start", "end"))
-        said = question.context[piece.offsets[start, 0] : piece.offsets[end, 1]]
-        assert said == question.answers[0].text
-        whole = task.tokens.tokenizer.encode(question.text, question.context)
-        assert piece.feature.ids.tolist() == whole.ids
-        assert piece.feature.types.tolist() == whole.type_ids
-
-
-def test_long_contexts_are_cut_with_overlap(encoder_folder: Path, tmp_path: Path) -> None:
-    words = [f"w{i % 60}" for i in range(400)]
-    context = " ".join(words)
-    start = len(" ".join(words[:250])) + 1
-    answer = {"text": words[250], "answer_start": start}
-    qas = [{"id": "q", "question": "w1", "answers": [answer]}]
-    path = tmp_path / "long.json"
-    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
-    task = QuestionAnswering(Tokens.read(encoder_folder, 204))  # 200 tokens of context in a piece
-    pieces = list(task.pieces(read_squad(path)))
-    assert [int(p.offsets[0, 0]) for p in pieces] == [len(" ".join(words[:n])) + (n > 0) for n in (0, 128, 256)]
-    places = [int(p.feature.target["start"]) for p in pieces]
-    assert places[0] == places[2] == 0  # the answer is not in these
-    assert places[1] == pieces[1].first + 250 - 128
-
-
 def test_guessed_answers_are_not_learned(encoder_folder: Path, squad_file: Path, tmp_path: Path) -> None:
     (tmp_path / "guessed.json").write_text(json.dumps([["q1", 0], ["q2", 0]]))
     task = QuestionAnswering(Tokens.read(encoder_folder, 96), guessed=tmp_path / "guessed.json")
     task.read([squad_file])
     assert len(task.training) == 10
-
-
-def test_the_best_span() -> None:
-    rng = np.random.default_rng(0)
-    starts, ends = rng.standard_normal(50), rng.standard_normal(50)
-    score, begin, end = _best_span(starts, ends)
-    scores = starts[:, None] + ends[None, :]
-    allowed = np.triu(np.ones((50, 50)), 0) * (1 - np.triu(np.ones((50, 50)), 30)) > 0
-    assert score == pytest.approx(scores[allowed].max())
-    assert scores[begin, end] == pytest.approx(score)
-    assert allowed[begin, end]
 
 
 def test_question_answering_learns(encoder_folder: Path, squad_file: Path) -> None:
@@ -215,19 +174,6 @@ def test_max_length_without_room(encoder_folder: Path) -> None:
     task = Embeddings(Tokens.read(encoder_folder, 200))
     with pytest.raises(ConfigError, match="exceeds the 128 positions"):
         task.load(encoder_folder)
-
-
-def test_real_squad_makes_the_features_of_mlperf(shared_data: Path, tmp_path: Path) -> None:
-    from tokenizers import BertWordPieceTokenizer
-
-    squad = shared_data / "squad"
-    BertWordPieceTokenizer(str(squad / "vocab.txt"), lowercase=True).save(str(tmp_path / "tokenizer.json"))
-    task = QuestionAnswering(Tokens.read(tmp_path, 384))
-    # A fifth of the file: the whole of it, checked once by hand, makes 10,833 features.
-    questions = read_squad(squad / "dev-v1.1.rebuilt.json")[:2000]
-    pieces = list(task.pieces(questions))
-    assert len({p.question for p in pieces}) == 2000
-    assert max(len(p.feature.ids) for p in pieces) <= 384
 
 
 # --- classes ----------------------------------------------------------------------------------------------------------

@@ -16,11 +16,11 @@ from torch import nn
 
 from espalier.compression import checkpoint
 from espalier.compression.config import Config, Recovery, Schedule, Training
-from espalier.compression.data import Tokens
 from espalier.compression.progress import Monitor, Status, duration
 from espalier.compression.pruner import Pruner
 from espalier.compression.tasks import Classification, CustomTask, Embeddings
 from espalier.compression.trainer import CHECKPOINTS, LOG, Trainer, TrainingInterrupted, freeze_embeddings
+from espalier.data import Tokens
 from espalier.errors import CheckpointError, ConfigError, TrainingError
 
 TRAINING = Training(steps=12, batch_tokens=128, learning_rate=2e-3, checkpoint_every=5, max_length=24)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from espalier.compression.checkpoint import find_latest
 from espalier.compression.config import Config
-from espalier.compression.data import Feature, Tokens
 from espalier.compression.distributed import World, world
 from espalier.compression.export import Exported, check_place, export
 from espalier.compression.groups import STRUCTURED
@@ -25,9 +24,10 @@ from espalier.compression.pruner import Pruner
 from espalier.compression.recovery import Plan
 from espalier.compression.report import CompressionReport, LayerRow
 from espalier.compression.tasks import TASKS, Columns, CustomTask, Embeddings, EncoderTask, QuestionAnswering, Task
-from espalier.compression.tasks.metrics import Scores, recovery_interval
 from espalier.compression.tasks.models import model_home
 from espalier.compression.trainer import CHECKPOINTS, LOG, History, Trainer, plain, threads
+from espalier.data import Feature, Tokens
+from espalier.data.metrics import Scores, recovery_interval
 from espalier.errors import ConfigError, InputError, ModelError
 
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from espalier.bench.agreement import TOLERANCE, compare
-from espalier.compression.data import Feature, collate
 from espalier.compression.tasks.base import EncoderTask, Wants
 from espalier.compression.tasks.models import model_home, normalizes, save_model
+from espalier.data import Feature, collate
 from espalier.errors import ExportError, InputError, UnsupportedModelError
 
 ONNX = "model.onnx"

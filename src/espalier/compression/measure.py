@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from espalier.compression.data import Feature
 from espalier.compression.export import session_inputs
+from espalier.data import Feature
 from espalier.errors import ModelError
 
 _TOKENS = 8192

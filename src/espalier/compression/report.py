@@ -12,8 +12,8 @@ from typing import Any
 
 from espalier.compression.measure import Sizes, Speed
 from espalier.compression.progress import duration
-from espalier.compression.tasks.metrics import LEVEL, Interval, Metric
 from espalier.compression.trainer import History, plain
+from espalier.data.metrics import LEVEL, Interval, Metric
 from espalier.errors import CheckpointError
 
 JSON = "report.json"

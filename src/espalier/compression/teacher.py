@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.compression.data import Batch
 from espalier.compression.recovery import Plan
 from espalier.compression.tasks.base import EncoderTask, Outputs
+from espalier.data import Batch
 
 _MOST_BYTES = 2 << 30
 """Memory that the kept outputs of the dense model may take."""

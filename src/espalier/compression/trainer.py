@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from espalier.compression import checkpoint
 from espalier.compression.config import Config, Training
-from espalier.compression.data import Batch
 from espalier.compression.distributed import World, pick_device, tensors_of
 from espalier.compression.progress import Monitor, Status
 from espalier.compression.pruner import Pruner
@@ -28,6 +27,7 @@ from espalier.compression.recovery import Plan, distillation
 from espalier.compression.schedules import learning_rate_at, sparsity_at
 from espalier.compression.tasks.base import EncoderTask, Task
 from espalier.compression.teacher import Teacher
+from espalier.data import Batch
 from espalier.errors import CheckpointError, ConfigError, TrainingError
 
 CHECKPOINTS = "checkpoints"

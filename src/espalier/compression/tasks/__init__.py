@@ -6,9 +6,9 @@ from espalier.compression.tasks.base import Columns, EncoderTask, Outputs, Task,
 from espalier.compression.tasks.classification import Classification
 from espalier.compression.tasks.custom import CustomTask
 from espalier.compression.tasks.embeddings import Embeddings
-from espalier.compression.tasks.metrics import Interval, Metric, Scores, recovery_interval
 from espalier.compression.tasks.question_answering import QuestionAnswering
 from espalier.compression.tasks.tokens import TokenClassification
+from espalier.data.metrics import Interval, Metric, Scores, recovery_interval
 
 TASKS: dict[str, type[EncoderTask]] = {
     "embeddings": Embeddings,

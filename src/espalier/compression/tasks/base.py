@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.compression.data import (
+from espalier.compression.tasks.models import load_encoder
+from espalier.data import (
     Batch,
     Feature,
     Table,
@@ -25,10 +26,9 @@ from espalier.compression.data import (
     read_dataset,
     read_table,
 )
-from espalier.compression.data.hub import is_dataset
-from espalier.compression.data.tabular import SUFFIXES
-from espalier.compression.tasks.metrics import Scores
-from espalier.compression.tasks.models import load_encoder
+from espalier.data.hub import is_dataset
+from espalier.data.metrics import Scores
+from espalier.data.tabular import SUFFIXES
 from espalier.errors import ConfigError, DataError
 from espalier.hf.encoders import FAMILIES
 

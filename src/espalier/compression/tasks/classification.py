@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from espalier.compression.data import Batch, Feature, Table, Tokens
 from espalier.compression.tasks.base import Columns, EncoderTask, Outputs, cross_entropy
 from espalier.compression.tasks.labels import class_names, label_settings
-from espalier.compression.tasks.metrics import Scores, mean_of
+from espalier.data import Batch, Feature, Table, Tokens
+from espalier.data.metrics import Scores, mean_of
 from espalier.errors import DataError
 
 _TEXTS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("text",), ("sentence",))

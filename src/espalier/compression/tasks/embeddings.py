@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from espalier.compression.data import Batch, Feature, Table, Tokens, read_squad, read_texts
-from espalier.compression.data.hub import is_dataset
-from espalier.compression.data.squad import is_squad
-from espalier.compression.data.tabular import SUFFIXES
 from espalier.compression.tasks.base import Columns, EncoderTask, Outputs, Wants
-from espalier.compression.tasks.metrics import Scores, spearman
 from espalier.compression.tasks.models import pooling_of
+from espalier.data import Batch, Feature, Table, Tokens, read_squad, read_texts
+from espalier.data.hub import is_dataset
+from espalier.data.metrics import Scores, spearman
+from espalier.data.squad import is_squad
+from espalier.data.tabular import SUFFIXES
 from espalier.errors import ConfigError, DataError
 
 _PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("sentence_a", "sentence_b"))

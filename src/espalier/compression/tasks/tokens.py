@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from espalier.compression.data import Batch, Feature, Tokens
-from espalier.compression.data.files import read_text
 from espalier.compression.tasks.base import Columns, EncoderTask, Outputs, cross_entropy
 from espalier.compression.tasks.labels import class_names, label_settings
-from espalier.compression.tasks.metrics import Scores
+from espalier.data import Batch, Feature, Tokens
+from espalier.data.files import read_text
+from espalier.data.metrics import Scores
 from espalier.errors import DataError
 
 _WORDS = ("tokens", "words")

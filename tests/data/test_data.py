@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from espalier.compression.data import (
+from espalier.data import (
     Template,
     Tokens,
     exact_match,
@@ -19,7 +19,7 @@ from espalier.compression.data import (
     read_table,
     read_texts,
 )
-from espalier.compression.data.squad import is_squad, normalise
+from espalier.data.squad import is_squad, normalise
 from espalier.errors import ConfigError, DataError
 
 
@@ -179,8 +179,8 @@ def test_the_official_measures() -> None:
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_frame_of_a_pair(encoder_folder: Path) -> None:
-    tokens = Tokens.read(encoder_folder, 32)
+def test_the_frame_of_a_pair(tokenizer_folder: Path) -> None:
+    tokens = Tokens.read(tokenizer_folder, 32)
     frame = Template.of(tokens.tokenizer)
     ids, types = frame.join(tokens.tokenizer.encode("w1 w2", add_special_tokens=False).ids, [7])
     whole = tokens.tokenizer.encode("w1 w2", "w2")
@@ -189,8 +189,8 @@ def test_the_frame_of_a_pair(encoder_folder: Path) -> None:
     assert frame.overhead == 3
 
 
-def test_encoding_is_cut_and_the_limit_checked(encoder_folder: Path) -> None:
-    tokens = Tokens.read(encoder_folder, 5)
+def test_encoding_is_cut_and_the_limit_checked(tokenizer_folder: Path) -> None:
+    tokens = Tokens.read(tokenizer_folder, 5)
     ((ids, types),) = tokens.encode(["w1 w2 w3 w4 w5"])
     assert len(ids) == len(types) == 5
     assert ids[-1] == 3  # [SEP] is kept
@@ -198,7 +198,7 @@ def test_encoding_is_cut_and_the_limit_checked(encoder_folder: Path) -> None:
     assert owners == [None, 0, 1, 1, None]
     assert len(ids) == 5
     with pytest.raises(ConfigError, match="max_length must exceed"):
-        Tokens.read(encoder_folder, 3)
+        Tokens.read(tokenizer_folder, 3)
 
 
 def test_real_squad_has_the_published_counts(shared_data: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from espalier.compression.data.files import read_lines
+from espalier.data.files import read_lines
 
 
 def read_texts(path: Path) -> list[str]:

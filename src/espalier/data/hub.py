@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from espalier.compression.data.tabular import Table
+from espalier.data.tabular import Table
 from espalier.errors import DataError, MissingDependencyError
 
 

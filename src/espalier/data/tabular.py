@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from espalier.compression.data.files import read_lines, read_text
+from espalier.data.files import read_lines, read_text
 from espalier.errors import DataError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")

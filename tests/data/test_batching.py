@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from espalier.compression.data import Feature, collate, epoch_order, fixed_order, padding_share
+from espalier.data import Feature, collate, epoch_order, fixed_order, padding_share
 from espalier.errors import DataError
 
 
