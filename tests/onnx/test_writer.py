@@ -29,6 +29,28 @@ IDS[0, 4:] = 1  # RoBERTa's padding
 MASK = np.array([[1] * 7, [1] * 3 + [0] * 4, [1] + [0] * 6], np.int64)
 X = floats(B, S, F)
 
+
+def integers(dtype: str, *shape: int) -> np.ndarray:
+    limits = np.iinfo(dtype)
+    return RNG.integers(limits.min, limits.max, shape, dtype, endpoint=True)
+
+
+def int8_linear(**changes: Any) -> dict[str, np.ndarray]:
+    """Constants of a QLinear with static activations."""
+    base = {
+        "weight": integers("int8", M, F),
+        "weight_scale": np.abs(floats(M)) / 100,
+        "bias": floats(M),
+        "x_scale": np.float32(0.02),
+        "x_zero": np.int8(-11),
+    }
+    return {name: array for name, array in {**base, **changes}.items() if array is not None}
+
+
+# One token: the range of the tensor, which is what ONNX knows, is then that of the token.
+ONE_TOKEN = floats(1, 1, F)
+PER_TOKEN = {"x_scale": None, "x_zero": None}
+
 Case = tuple[str, dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]
 """Op, attributes, operands that are inputs, operands that are constants (in the spec's order when merged)."""
 
@@ -41,6 +63,32 @@ CASES: dict[str, Case] = {
     "relative bias": ("RelativeBias", {"num_buckets": 8, "max_distance": 5}, {"ids": IDS}, {"table": floats(8, HEADS)}),
     "linear": ("Linear", {}, {"x": X}, {"weight": floats(M, F), "bias": floats(M)}),
     "linear without bias": ("Linear", {}, {"x": floats(B, F)}, {"weight": floats(M, F)}),
+    "int8 linear": ("QLinear", {"activations": "static"}, {"x": X}, int8_linear()),
+    "int8 linear, all unsigned, without bias": (
+        "QLinear",
+        {"activations": "static"},
+        {"x": X},
+        int8_linear(weight=integers("uint8", M, F), weight_zero=integers("uint8", M), bias=None, x_zero=np.uint8(131)),
+    ),
+    "int8 linear, one scale, zero points by row": (
+        "QLinear",
+        {"activations": "static"},
+        {"x": X},
+        int8_linear(weight_scale=np.float32(0.01), weight_zero=integers("int8", M)),
+    ),
+    "int8 linear per token": ("QLinear", {"activations": "token"}, {"x": ONE_TOKEN}, int8_linear(**PER_TOKEN)),
+    "int8 linear per token, zero points by row": (
+        "QLinear",
+        {"activations": "token"},
+        {"x": ONE_TOKEN},
+        int8_linear(weight_zero=integers("int8", M), bias=None, **PER_TOKEN),
+    ),
+    "fake quantize": (
+        "FakeQuantize",
+        {},
+        {"x": X},
+        {"scale": np.float32(0.02), "zero": np.uint8(100)},
+    ),
     "layer norm": ("LayerNorm", {"epsilon": 1e-12}, {"x": X}, {"gamma": floats(F), "beta": floats(F)}),
     "layer norm without beta": ("LayerNorm", {"epsilon": 1e-5}, {"x": floats(B, F)}, {"gamma": floats(F)}),
     "add": ("Add", {}, {"x": X, "y": floats(B, S, F)}, {}),
@@ -117,6 +165,20 @@ def test_the_cases_cover_every_op() -> None:
 
 def linear_graph() -> Graph:
     return graph_of(CASES["linear"])
+
+
+def test_readers_of_one_value_share_its_quantisation() -> None:
+    for case, op in (("int8 linear", "QuantizeLinear"), ("int8 linear per token", "DynamicQuantizeLinear")):
+        graph = graph_of(CASES[case])
+        first = graph.nodes[0]
+        again = [f"{name} again" if name in ("x_scale", "x_zero") else name for name in first.inputs]
+        graph.constants |= {
+            f"{name} again": graph.constants[name] for name in ("x_scale", "x_zero") if name in first.inputs
+        }
+        graph.nodes.append(Node("QLinear", again, ["second"], first.attrs))
+        graph.types["second"] = graph.types["out"]
+        graph.outputs.append("second")
+        assert [node.op_type for node in writer.to_model(graph).graph.node].count(op) == 1
 
 
 def test_symbolic_extents_stay_symbolic() -> None:

@@ -114,6 +114,8 @@ class _Builder:
         self.nodes: list[Any] = []
         self._extra: dict[str, np.ndarray] = {}
         self._transposed: dict[str, str] = {}
+        self._quantized: dict[tuple[str, str, str], str] = {}
+        self._dynamic: dict[str, tuple[str, str, str]] = {}
         self._taken = {*graph.types, *graph.constants, *(name for node in graph.nodes for name in node.outputs)}
 
     def emit(self, node: Node) -> None:
@@ -157,6 +159,30 @@ class _Builder:
         if name not in self._transposed:
             self._transposed[name] = self.fresh(f"{name}.T")
         return self._transposed[name]
+
+    def quantized(self, x: str, scale: str, zero: str) -> str:
+        """``x`` quantised and dequantised. All readers of ``x`` with equal parameters share one pair of nodes."""
+        # By value: every layer has constants of its own.
+        scale, zero = (self._by_value(name) for name in (scale, zero))
+        key = (x, scale, zero)
+        if key not in self._quantized:
+            integers = self.add("QuantizeLinear", *key)
+            self._quantized[key] = self.add("DequantizeLinear", integers, scale, zero)
+        return self._quantized[key]
+
+    def _by_value(self, name: str) -> str:
+        array = np.asarray(self.graph.constants[name])
+        return self.const(array, array.dtype.name)
+
+    def dynamic(self, x: str) -> tuple[str, str, str]:
+        """Integers, scale and zero point of ``x``, from its own range; shared by all readers."""
+        if x not in self._dynamic:
+            from onnx import helper
+
+            names = (self.fresh("quantized"), self.fresh("scale"), self.fresh("zero"))
+            self.nodes.append(helper.make_node("DynamicQuantizeLinear", [x], list(names), name=f"{names[0]}/Quantize"))
+            self._dynamic[x] = names
+        return self._dynamic[x]
 
     def tensors(self, named: set[str]) -> Iterator[Any]:
         """An initializer for every constant that is named, made one by one so that copies do not pile up."""
@@ -228,6 +254,39 @@ def _linear(b: _Builder, node: Node, out: str) -> None:
     product = b.add("MatMul", x, b.transposed(weight), out="" if bias else out)
     if bias:
         b.add("Add", product, bias, out=out)
+
+
+def _qlinear(b: _Builder, node: Node, out: str) -> None:
+    """QDQ for static activations; for those quantised per token DynamicQuantizeLinear and MatMulInteger.
+
+    ONNX has no operator that quantises each token by itself: other runtimes take one range for the whole tensor, which
+    is coarser.
+    """
+    x, weight, scale = node.inputs[:3]
+    zero, bias = _optional(node, 3), _optional(node, 4)
+    rows = b.graph.constants[weight].shape[0]
+    if zero and b.graph.constants[zero].shape != b.graph.constants[scale].shape:
+        scale, zero = (_per_row(b, name, rows) for name in (scale, zero))
+    if node.attrs["activations"] == "static":
+        factor = b.add("DequantizeLinear", b.transposed(weight), scale, zero, axis=1)
+        y = b.add("MatMul", b.quantized(x, node.inputs[5], node.inputs[6]), factor, out="" if bias else out)
+    else:
+        integers, x_scale, x_zero = b.dynamic(x)
+        total = b.add(
+            "Cast", b.add("MatMulInteger", integers, b.transposed(weight), x_zero, zero), to=_element("float32")
+        )
+        y = b.add("Mul", total, b.add("Mul", x_scale, scale), out="" if bias else out)
+    if bias:
+        b.add("Add", y, bias, out=out)
+
+
+def _per_row(b: _Builder, name: str, rows: int) -> str:
+    array = np.asarray(b.graph.constants[name])
+    return b.const(np.broadcast_to(array, (rows,)), array.dtype.name)
+
+
+def _fake_quantize(b: _Builder, node: Node, out: str) -> None:
+    b.add("Identity", b.quantized(*node.inputs), out=out)
 
 
 def _layer_norm(b: _Builder, node: Node, out: str) -> None:
@@ -361,6 +420,8 @@ _WRITERS: dict[str, Callable[[_Builder, Node, str], None]] = {
     "Embedding": _embedding,
     "RelativeBias": _relative_bias,
     "Linear": _linear,
+    "QLinear": _qlinear,
+    "FakeQuantize": _fake_quantize,
     "LayerNorm": _layer_norm,
     "Activation": _activation,
     "Add": _elementwise,
