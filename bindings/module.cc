@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "engine/program.h"
 #include "engine/weights.h"
+#include "engine/weights8.h"
 #include "kernels/select.h"
 
 namespace nb = nanobind;
@@ -30,12 +31,16 @@ using espalier::Domain;
 using espalier::fail;
 using espalier::Isa;
 using espalier::KernelSet;
+using espalier::Matrix8;
 using espalier::Program;
+using espalier::Quantization;
 using espalier::SparseMatrix;
 using espalier::Table;
 using espalier::Unary;
 using espalier::Weight;
+using espalier::Weight8;
 using espalier::WeightFormat;
+using espalier::WeightFormat8;
 
 template <class T, class... Extra>
 using Array = nb::ndarray<const T, nb::device::cpu, Extra...>;
@@ -53,6 +58,7 @@ struct Named {
 
 constexpr Named<WeightFormat> kFormats[] = {
     {"dense", WeightFormat::dense}, {"unstructured", WeightFormat::unstructured}, {"4x1", WeightFormat::block4x1}};
+constexpr Named<WeightFormat8> kFormats8[] = {{"dense8", WeightFormat8::dense8}, {"1x4x8", WeightFormat8::block1x4}};
 constexpr Named<Binary> kBinaries[] = {
     {"add", Binary::add}, {"sub", Binary::sub}, {"mul", Binary::mul}, {"div", Binary::div}};
 constexpr Named<Domain> kDomains[] = {{"token", Domain::token}, {"sequence", Domain::sequence}};
@@ -136,6 +142,15 @@ SparseMatrix decode(int rows, int columns, const Vector<std::uint32_t>& counts, 
   return espalier::decode(encoded);
 }
 
+Matrix8 compress8(const Matrix<std::int16_t>& values, const Vector<float>& scales) {
+  if (scales.shape(0) != values.shape(0))
+    fail("an integer weight of " + std::to_string(values.shape(0)) + " rows needs as many scales, got " +
+         std::to_string(scales.shape(0)));
+  const int rows = narrow(values.shape(0), "a weight"), columns = narrow(values.shape(1), "a weight");
+  const nb::gil_scoped_release release;
+  return espalier::compress8(values.data(), rows, columns, scales.data());
+}
+
 // A NumPy view of memory that `owner` holds.
 template <class T>
 nb::object view(nb::handle owner, const T* data, std::size_t size) {
@@ -197,6 +212,19 @@ int add_linear(Holder& h, std::string name, int x, Weight& weight, const std::op
                int residual, const std::string& act) {
   const float* b = vector_or_null(bias, weight.packed().rows, "a bias");
   return h.program.add_linear(std::move(name), x, std::move(weight), b, residual, parse(kUnaries, act, "activation"));
+}
+
+std::optional<Quantization> quantization(std::optional<float> scale, std::optional<float> zero) {
+  if (scale.has_value() != zero.has_value()) fail("a quantisation needs both a scale and a zero point, or neither");
+  if (!scale) return std::nullopt;
+  return Quantization{*scale, *zero};
+}
+
+int add_linear8(Holder& h, std::string name, int x, Weight8& weight, const std::optional<Vector<float>>& bias,
+                int residual, const std::string& act, std::optional<float> out_scale, std::optional<float> out_zero) {
+  const float* b = vector_or_null(bias, weight.packed().rows, "a bias");
+  return h.program.add_linear8(std::move(name), x, std::move(weight), b, residual, parse(kUnaries, act, "activation"),
+                               quantization(out_scale, out_zero));
 }
 
 void run(Holder& h, const Vector<std::int32_t>& lengths, const Vector<std::int32_t>& rows,
@@ -281,12 +309,7 @@ NB_MODULE(_native, m) {
   m.def(
       "select_isa",
       [](const std::vector<std::string>& present, const std::string& cap) {
-        espalier::ArchFlags flags;
-        for (const std::string& name : present) {
-          flags.neon |= name == "neon";
-          flags.avx2 |= name == "avx2";
-          flags.avx512 |= name == "avx512";
-        }
+        const espalier::ArchFlags flags = espalier::flags_named(present);
         return std::string(espalier::isa_name(espalier::select_isa(flags, cap)));
       },
       "flags"_a, "cap"_a = "", "The instruction set that made-up flags would select.");
@@ -349,6 +372,51 @@ NB_MODULE(_native, m) {
           },
           "isa"_a, "Best seconds for one full panel, one thread.");
 
+  nb::class_<Matrix8>(m, "Matrix8")
+      .def(
+          "__init__",
+          [](Matrix8* self, const Matrix<std::int16_t>& values, const Vector<float>& scales) {
+            new (self) Matrix8(compress8(values, scales));
+          },
+          "values"_a, "scales"_a,
+          "An integer weight: values less their zero points, [M, K] within [-255, 255], and a scale per row, [M].")
+      .def_ro("rows", &Matrix8::rows)
+      .def_ro("columns", &Matrix8::columns)
+      .def_ro("nonzeros", &Matrix8::nonzeros)
+      .def_prop_ro("blocks1x4", &Matrix8::blocks)
+      .def(
+          "candidates",
+          [](const Matrix8& matrix, const std::string& isa) {
+            const KernelSet& set = kernels(isa);
+            std::vector<std::tuple<std::string, double>> out;
+            for (const espalier::Candidate8& c : espalier::candidates8({matrix.rows, matrix.columns, matrix.blocks()},
+                                                                       set.max_groups, set.pairs_saturate))
+              out.emplace_back(show(kFormats8, c.format), c.cycles);
+            return out;
+          },
+          "isa"_a, "(format, estimated cycles for a full panel), cheapest first.");
+
+  nb::class_<Weight8>(m, "Weight8")
+      .def(
+          "__init__",
+          [](Weight8* self, const Matrix8& matrix, const std::string& format, const std::string& isa) {
+            const WeightFormat8 f = parse(kFormats8, format, "weight format");
+            const KernelSet& set = kernels(isa);
+            const nb::gil_scoped_release release;
+            new (self) Weight8(matrix, f, set);
+          },
+          "matrix"_a, "format"_a, "isa"_a)
+      .def_prop_ro("bytes", &Weight8::bytes)
+      .def_prop_ro("nonzeros", &Weight8::nonzeros)
+      .def(
+          "time",
+          [](const Weight8& w, const std::string& isa) {
+            const KernelSet& set = kernels(isa);
+            const nb::gil_scoped_release release;
+            return espalier::time_linear8(set, w);
+          },
+          "isa"_a, "Best seconds for one full panel, one thread.");
+
   nb::class_<Holder>(m, "Program")
       .def(nb::init<const std::string&, int>(), "isa"_a, "threads"_a)
       .def_prop_ro("threads", [](const Holder& h) { return h.program.threads(); })
@@ -362,6 +430,21 @@ NB_MODULE(_native, m) {
           "name"_a, "features"_a, "domain"_a, "float_input"_a)
       .def("add_linear", &add_linear, "name"_a, "x"_a, "weight"_a, "bias"_a.none(), "residual"_a = -1,
            "act"_a = "identity", "Takes the weight over.")
+      .def(
+          "add_quantize",
+          [](Holder& h, std::string name, int x, std::optional<float> scale, std::optional<float> zero) {
+            return h.program.add_quantize(std::move(name), x, quantization(scale, zero));
+          },
+          "name"_a, "x"_a, "scale"_a.none() = nb::none(), "zero"_a.none() = nb::none(),
+          "8 bit integers (q - zero) * scale: one scale and zero (in 0..255) for all tokens, or by default one of each "
+          "per token, from its own features.")
+      .def(
+          "add_dequantize",
+          [](Holder& h, std::string name, int x) { return h.program.add_dequantize(std::move(name), x); }, "name"_a,
+          "x"_a, "The floats that a quantised value stands for.")
+      .def("add_linear8", &add_linear8, "name"_a, "x"_a, "weight"_a, "bias"_a.none(), "residual"_a = -1,
+           "act"_a = "identity", "out_scale"_a.none() = nb::none(), "out_zero"_a.none() = nb::none(),
+           "x is a quantised value; so is the result, with out_scale and out_zero. Takes the weight over.")
       .def(
           "add_layer_norm",
           [](Holder& h, std::string name, int x, const Vector<float>& gamma, const std::optional<Vector<float>>& beta,

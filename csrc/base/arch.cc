@@ -1,7 +1,9 @@
 #include "base/arch.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <iterator>
 
 #include "base/error.h"
 
@@ -24,7 +26,23 @@ std::uint64_t read_xcr0() {
 }
 #endif
 
-constexpr Isa kAll[] = {Isa::scalar, Isa::neon, Isa::avx2, Isa::avx512};
+constexpr Isa kAll[] = {Isa::scalar, Isa::neon, Isa::neon_dot, Isa::avx2, Isa::avx_vnni, Isa::avx512, Isa::avx512_vnni};
+
+struct NamedFlag {
+  const char* name;
+  bool ArchFlags::* flag;
+};
+
+constexpr NamedFlag kFlags[] = {
+    {"neon", &ArchFlags::neon},
+    {"avx2", &ArchFlags::avx2},
+    {"avx512", &ArchFlags::avx512},
+    {"avx_vnni", &ArchFlags::avx_vnni},
+    {"avx512_vnni", &ArchFlags::avx512_vnni},
+    {"amx_int8", &ArchFlags::amx_int8},
+    {"dotprod", &ArchFlags::dotprod},
+    {"i8mm", &ArchFlags::i8mm},
+};
 
 bool available(const ArchFlags& flags, Isa isa) {
   switch (isa) {
@@ -32,10 +50,16 @@ bool available(const ArchFlags& flags, Isa isa) {
       return true;
     case Isa::neon:
       return flags.neon;
+    case Isa::neon_dot:
+      return flags.neon && flags.dotprod;
     case Isa::avx2:
       return flags.avx2;
+    case Isa::avx_vnni:
+      return flags.avx2 && flags.avx_vnni;
     case Isa::avx512:
-      return flags.avx512 && flags.avx2;
+      return flags.avx2 && flags.avx512;
+    case Isa::avx512_vnni:
+      return flags.avx2 && flags.avx512 && flags.avx512_vnni;
   }
   return false;
 }
@@ -72,33 +96,42 @@ ArchFlags detect_arch() {
   return flags;
 }
 
+std::span<const Isa> known_isas() { return kAll; }
+
 std::string_view isa_name(Isa isa) {
   switch (isa) {
     case Isa::scalar:
       return "scalar";
     case Isa::neon:
       return "neon";
+    case Isa::neon_dot:
+      return "neon_dot";
     case Isa::avx2:
       return "avx2";
+    case Isa::avx_vnni:
+      return "avx_vnni";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512_vnni:
+      return "avx512_vnni";
   }
   return "?";
 }
 
 Isa select_isa(const ArchFlags& flags, std::string_view cap) {
-  Isa limit = Isa::avx512;
+  Isa limit = Isa::avx512_vnni;
   if (!cap.empty()) {
     bool known = false;
+    std::string names;
     for (Isa isa : kAll) {
-      if (isa_name(isa) == cap) {
-        limit = isa;
-        known = true;
-      }
+      names += (names.empty() ? "" : ", ") + std::string(isa_name(isa));
+      if (isa_name(isa) != cap) continue;
+      limit = isa;
+      known = true;
     }
     if (!known)
-      fail("ESPALIER_MAX_ISA is '" + std::string(cap) +
-           "'; it must be one of scalar, neon, avx2, avx512. Correct it, or unset it to use everything this CPU has.");
+      fail("ESPALIER_MAX_ISA is '" + std::string(cap) + "'; it must be one of " + names +
+           ". Correct it, or unset it to use everything this CPU has.");
   }
   Isa best = Isa::scalar;
   for (Isa isa : kAll)
@@ -113,18 +146,20 @@ Isa current_isa() {
 
 std::vector<std::string> flag_names(const ArchFlags& flags) {
   std::vector<std::string> names;
-  const auto add = [&](bool present, const char* name) {
-    if (present) names.emplace_back(name);
-  };
-  add(flags.neon, "neon");
-  add(flags.avx2, "avx2");
-  add(flags.avx512, "avx512");
-  add(flags.avx_vnni, "avx_vnni");
-  add(flags.avx512_vnni, "avx512_vnni");
-  add(flags.amx_int8, "amx_int8");
-  add(flags.dotprod, "dotprod");
-  add(flags.i8mm, "i8mm");
+  for (const NamedFlag& known : kFlags)
+    if (flags.*known.flag) names.emplace_back(known.name);
   return names;
+}
+
+ArchFlags flags_named(const std::vector<std::string>& names) {
+  ArchFlags flags;
+  for (const std::string& name : names) {
+    const auto found =
+        std::find_if(std::begin(kFlags), std::end(kFlags), [&](const NamedFlag& known) { return name == known.name; });
+    if (found == std::end(kFlags)) fail("there is no processor flag '" + name + "'");
+    flags.*found->flag = true;
+  }
+  return flags;
 }
 
 }  // namespace espalier

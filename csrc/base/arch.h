@@ -1,14 +1,15 @@
 // What the processor can do, and which instruction set the engine uses.
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace espalier {
 
-// Ordered from narrowest to widest within an architecture.
-enum class Isa { scalar, neon, avx2, avx512 };
+// Ordered from least to most capable within an architecture.
+enum class Isa { scalar, neon, neon_dot, avx2, avx_vnni, avx512, avx512_vnni };
 
 // Facts about a processor *and* its operating system (a register file that the system does not save is unusable).
 struct ArchFlags {
@@ -24,6 +25,9 @@ struct ArchFlags {
 
 ArchFlags detect_arch();
 
+// All of them, in order.
+std::span<const Isa> known_isas();
+
 std::string_view isa_name(Isa isa);
 
 // Widest instruction set that `flags` allow and `cap` permits. `cap` is one of isa_name()'s values, or empty for no
@@ -34,5 +38,8 @@ Isa select_isa(const ArchFlags& flags, std::string_view cap);
 Isa current_isa();
 
 std::vector<std::string> flag_names(const ArchFlags& flags);
+
+// The flags that `names` name. Throws Error for a name that flag_names() never gives.
+ArchFlags flags_named(const std::vector<std::string>& names);
 
 }  // namespace espalier

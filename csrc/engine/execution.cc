@@ -12,17 +12,22 @@ namespace espalier {
 
 namespace {
 
-double since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// A quantised panel in the memory of one of floats.
+std::uint8_t* bytes_of(float* panel) { return reinterpret_cast<std::uint8_t*>(panel); }
+const std::uint8_t* bytes_of(const float* panel) { return reinterpret_cast<const std::uint8_t*>(panel); }
+
+int weight_rows(const Op& linear) {
+  return linear.weight ? linear.weight->packed().rows : linear.weight8->packed().rows;
+}
+
 // Rows of a weight that one pass over several panels keeps in the L2 cache.
-int tile_rows(const Weight& weight) {
+int tile_rows(const Op& linear) {
   constexpr std::size_t kTileBytes = 160 * 1024;
-  const std::size_t rows = static_cast<std::size_t>(weight.packed().rows);
-  const std::size_t per_row = std::max<std::size_t>(1, weight.bytes() / std::max<std::size_t>(1, rows));
+  const std::size_t rows = static_cast<std::size_t>(weight_rows(linear));
+  const std::size_t bytes = linear.weight ? linear.weight->bytes() : linear.weight8->bytes();
+  const std::size_t per_row = std::max<std::size_t>(1, bytes / std::max<std::size_t>(1, rows));
   const std::size_t fit = std::max<std::size_t>(32, kTileBytes / per_row / kRowBlock * kRowBlock);
   return static_cast<int>(std::min(fit, rows));
 }
@@ -78,10 +83,12 @@ Program::Execution::Execution(Program& program, const Batch& batch)
 void Program::Execution::choose_partition() {
   const int threads = p_.team_.size(), widest = k_.max_groups;
   const int groups = std::accumulate(groups_.begin(), groups_.end(), 0);
-  // Multiply-adds per token in linear layers, and per query and key.
+  // Multiply-adds per token in linear layers, or what takes as long, and per query and key.
   double linear = 1.0, attention = 0.0;
   for (const Op& op : p_.ops_) {
     if (op.kind == OpKind::linear) linear += static_cast<double>(op.weight->nonzeros());
+    if (op.kind == OpKind::linear8)
+      linear += block_cost8(k_.pairs_saturate) * static_cast<double>(op.weight8->blocks());
     if (op.kind == OpKind::attention)
       attention += static_cast<double>(op.attention.heads) * (op.attention.head_size + op.attention.value_size);
   }
@@ -249,9 +256,9 @@ void Program::Execution::plan_steps() {
         add(Step::Kind::attention, i, static_cast<int>(attention_items_.size()) * op.attention.heads);
       else if (!segment.local)
         add(Step::Kind::sequences, i, static_cast<int>(b_.lengths.size()));
-      else if (op.kind == OpKind::linear)
+      else if (is_linear(op.kind))
         add(Step::Kind::rows, i,
-            panels * ceil_div(op.weight->packed().rows, unit_rows(op.weight->packed().rows, panels, p_.team_.size())));
+            panels * ceil_div(weight_rows(op), unit_rows(weight_rows(op), panels, p_.team_.size())));
       else
         add(Step::Kind::panels, i, panels);
     }
@@ -345,9 +352,9 @@ void Program::Execution::run_block(const Segment& segment, int first, int last, 
   for (int i = segment.first; i < segment.last; ++i) {
     const Clock::time_point start = Clock::now();
     const Op& op = p_.ops_[static_cast<std::size_t>(i)];
-    if (op.kind == OpKind::linear) {
-      const int rows = op.weight->packed().rows;
-      const int tile = last - first > 1 ? tile_rows(*op.weight) : rows;
+    if (is_linear(op.kind)) {
+      const int rows = weight_rows(op);
+      const int tile = last - first > 1 ? tile_rows(op) : rows;
       for (int row = 0; row < rows; row += tile)
         for (int p = first; p < last; ++p) linear_tile(op, tokens_, p, row, std::min(rows, row + tile), hand);
     } else {
@@ -364,7 +371,7 @@ void Program::Execution::charge(int op, Clock::time_point start, const Hand& han
 
 // The whole team on one linear layer: some rows of one panel.
 void Program::Execution::run_rows(const Op& op, const Layout& where, int unit, Hand& hand) {
-  const int rows = op.weight->packed().rows, panels = where.panels();
+  const int rows = weight_rows(op), panels = where.panels();
   const int step = unit_rows(rows, panels, p_.team_.size()), first = unit / panels * step;
   linear_tile(op, where, unit % panels, first, std::min(rows, first + step), hand);
 }
@@ -375,8 +382,12 @@ void Program::Execution::linear_tile(const Op& op, const Layout& where, int at, 
   epilogue.bias = op.bias.data();
   epilogue.residual = op.residual ? panel(op.inputs[1], at, hand) : nullptr;
   epilogue.act = op.unary;
-  k_.linear(op.weight->packed(), panel(op.inputs[0], at, hand), panel(op.output, at, hand), where.groups(at), first_row,
-            last_row, epilogue);
+  epilogue.quantization = op.quantization ? &*op.quantization : nullptr;
+  const float* x = panel(op.inputs[0], at, hand);
+  float* y = panel(op.output, at, hand);
+  if (op.kind == OpKind::linear)
+    return k_.linear(op.weight->packed(), x, y, where.groups(at), first_row, last_row, epilogue);
+  k_.linear8(op.weight8->packed(), bytes_of(x), y, where.groups(at), first_row, last_row, epilogue);
 }
 
 void Program::Execution::run_local(const Op& op, const Layout& where, int at, Hand& hand) {
@@ -390,6 +401,10 @@ void Program::Execution::run_local(const Op& op, const Layout& where, int at, Ha
     case OpKind::layer_norm:
       return k_.layer_norm(x, y, features, groups, op.gamma.data(), op.beta.size() == 0 ? nullptr : op.beta.data(),
                            op.epsilon);
+    case OpKind::quantize:
+      return k_.quantize(x, bytes_of(y), features, groups, op.quantization ? &*op.quantization : nullptr);
+    case OpKind::dequantize:
+      return k_.dequantize(bytes_of(x), y, features, groups);
     case OpKind::unary:
       return k_.unary(op.unary, x, y, features, groups);
     case OpKind::binary:
@@ -528,21 +543,6 @@ void Program::Execution::mean(const Op& op, int sequence) {
     }
   }
   for (std::ptrdiff_t f = 0; f < features; ++f) y[f * nb_] *= inverse;
-}
-
-double time_linear(const KernelSet& kernels, const Weight& weight) {
-  const PackedWeight& w = weight.packed();
-  const std::size_t nb = static_cast<std::size_t>(kernels.lanes) * static_cast<std::size_t>(kernels.max_groups);
-  const std::size_t rows = (static_cast<std::size_t>(w.rows) + kRowBlock - 1) / kRowBlock * kRowBlock;
-  Buffer<float> x(static_cast<std::size_t>(w.columns) * nb), y(rows * nb);
-  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 17) * 0.0625f - 0.5f;
-  double best = 1e30;
-  for (int repeat = 0; repeat < 5; ++repeat) {
-    const auto start = std::chrono::steady_clock::now();
-    kernels.linear(w, x.data(), y.data(), kernels.max_groups, 0, w.rows, {});
-    best = std::min(best, since(start));
-  }
-  return best;
 }
 
 }  // namespace espalier

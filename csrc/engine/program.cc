@@ -1,6 +1,7 @@
 #include "engine/program.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "base/error.h"
@@ -14,6 +15,13 @@ std::size_t rounded(int features) {
   return static_cast<std::size_t>((features + kRowBlock - 1) / kRowBlock * kRowBlock);
 }
 
+void check(const Quantization& q) {
+  if (!std::isfinite(q.scale) || q.scale <= 0.0f)
+    fail("a quantisation scale must be positive and finite, got " + std::to_string(q.scale));
+  if (!(q.zero >= 0.0f && q.zero <= 255.0f && q.zero == std::floor(q.zero)))
+    fail("a quantisation zero point must be an integer from 0 to 255, got " + std::to_string(q.zero));
+}
+
 Buffer<float> copy(const float* source, int count, std::size_t size) {
   Buffer<float> out(size);
   out.zero();
@@ -24,20 +32,34 @@ Buffer<float> copy(const float* source, int count, std::size_t size) {
 }  // namespace
 
 bool is_local(OpKind kind) { return kind != OpKind::attention && kind != OpKind::select && kind != OpKind::mean; }
+bool is_linear(OpKind kind) { return kind == OpKind::linear || kind == OpKind::linear8; }
+
+int stored_features(const Value& v) {
+  return v.quantized ? (v.features + kFeatureBlock - 1) / kFeatureBlock + kQuantizedExtra : v.features;
+}
 
 Program::Program(const KernelSet& kernels, int threads) : kernels_(kernels), team_(threads) {}
 Program::~Program() = default;
 
-int Program::check_value(int id) const {
+const Value& Program::float_value(int id) const {
   require(id >= 0 && id < static_cast<int>(values_.size()), "an operation reads a value that does not exist");
-  return id;
+  const Value& value = values_[static_cast<std::size_t>(id)];
+  require(!value.quantized, "an operation on floats reads a quantised value");
+  return value;
 }
 
-int Program::add(Op op, int features, Domain domain) {
+const Value& Program::quantized_value(int id) const {
+  require(id >= 0 && id < static_cast<int>(values_.size()), "an operation reads a value that does not exist");
+  const Value& value = values_[static_cast<std::size_t>(id)];
+  require(value.quantized, "an operation on quantised values reads one of floats");
+  return value;
+}
+
+int Program::add(Op op, int features, Domain domain, bool quantized) {
   require(!finished_, "the program is finished; nothing can be added");
   require(features > 0, "a value must have at least one feature");
   op.output = static_cast<int>(values_.size());
-  values_.push_back({features, domain});
+  values_.push_back({features, domain, quantized});
   ops_.push_back(std::move(op));
   return ops_.back().output;
 }
@@ -67,16 +89,10 @@ int Program::add_load(std::string name, int features, Domain domain, int float_i
   return add(std::move(op), features, domain);
 }
 
-int Program::add_linear(std::string name, int x, Weight weight, const float* bias, int residual, Unary act) {
-  const Value in = values_[static_cast<std::size_t>(check_value(x))];
-  const int rows = weight.packed().rows;
-  require(in.features == weight.packed().columns, "a linear layer's weight does not fit its input");
-  Op op;
-  op.kind = OpKind::linear;
-  op.name = std::move(name);
-  op.inputs = {x};
+// What linear layers of floats and of integers have in common.
+void Program::begin_linear(Op& op, const Value& in, int rows, const float* bias, int residual, Unary act) const {
   if (residual >= 0) {
-    const Value r = values_[static_cast<std::size_t>(check_value(residual))];
+    const Value& r = float_value(residual);
     require(r.features == rows && r.domain == in.domain, "a linear layer's residual does not fit its output");
     require(act == Unary::identity, "a linear layer cannot have both a residual and an activation");
     op.inputs.push_back(residual);
@@ -86,12 +102,59 @@ int Program::add_linear(std::string name, int x, Weight weight, const float* bia
   op.bias.zero();
   if (bias != nullptr) std::copy(bias, bias + rows, op.bias.data());
   op.unary = act;
+}
+
+int Program::add_linear(std::string name, int x, Weight weight, const float* bias, int residual, Unary act) {
+  const Value in = float_value(x);
+  const int rows = weight.packed().rows;
+  require(in.features == weight.packed().columns, "a linear layer's weight does not fit its input");
+  Op op;
+  op.kind = OpKind::linear;
+  op.name = std::move(name);
+  op.inputs = {x};
+  begin_linear(op, in, rows, bias, residual, act);
   op.weight = std::make_unique<Weight>(std::move(weight));
   return add(std::move(op), rows, in.domain);
 }
 
+int Program::add_quantize(std::string name, int x, const std::optional<Quantization>& fixed) {
+  const Value in = float_value(x);
+  if (fixed) check(*fixed);
+  Op op;
+  op.kind = OpKind::quantize;
+  op.name = std::move(name);
+  op.inputs = {x};
+  op.quantization = fixed;
+  return add(std::move(op), in.features, in.domain, true);
+}
+
+int Program::add_dequantize(std::string name, int x) {
+  const Value in = quantized_value(x);
+  Op op;
+  op.kind = OpKind::dequantize;
+  op.name = std::move(name);
+  op.inputs = {x};
+  return add(std::move(op), in.features, in.domain);
+}
+
+int Program::add_linear8(std::string name, int x, Weight8 weight, const float* bias, int residual, Unary act,
+                         const std::optional<Quantization>& out) {
+  const Value in = quantized_value(x);
+  const int rows = weight.packed().rows;
+  require(in.features == weight.packed().columns, "a linear layer's weight does not fit its input");
+  if (out) check(*out);
+  Op op;
+  op.kind = OpKind::linear8;
+  op.name = std::move(name);
+  op.inputs = {x};
+  begin_linear(op, in, rows, bias, residual, act);
+  op.weight8 = std::make_unique<Weight8>(std::move(weight));
+  op.quantization = out;
+  return add(std::move(op), rows, in.domain, out.has_value());
+}
+
 int Program::add_layer_norm(std::string name, int x, const float* gamma, const float* beta, float epsilon) {
-  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  const Value in = float_value(x);
   Op op;
   op.kind = OpKind::layer_norm;
   op.name = std::move(name);
@@ -103,7 +166,7 @@ int Program::add_layer_norm(std::string name, int x, const float* gamma, const f
 }
 
 int Program::add_unary(std::string name, int x, Unary unary) {
-  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  const Value in = float_value(x);
   Op op;
   op.kind = OpKind::unary;
   op.name = std::move(name);
@@ -113,8 +176,7 @@ int Program::add_unary(std::string name, int x, Unary unary) {
 }
 
 int Program::add_binary(std::string name, Binary binary, int a, int b) {
-  const Value va = values_[static_cast<std::size_t>(check_value(a))],
-              vb = values_[static_cast<std::size_t>(check_value(b))];
+  const Value va = float_value(a), vb = float_value(b);
   require(va.features == vb.features && va.domain == vb.domain,
           "the operands of an elementwise operation differ in shape");
   Op op;
@@ -126,7 +188,7 @@ int Program::add_binary(std::string name, Binary binary, int a, int b) {
 }
 
 int Program::add_binary_constant(std::string name, Binary binary, int a, const float* constant) {
-  const Value in = values_[static_cast<std::size_t>(check_value(a))];
+  const Value in = float_value(a);
   Op op;
   op.kind = OpKind::binary;
   op.name = std::move(name);
@@ -137,7 +199,7 @@ int Program::add_binary_constant(std::string name, Binary binary, int a, const f
 }
 
 int Program::add_softmax(std::string name, int x) {
-  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  const Value in = float_value(x);
   Op op;
   op.kind = OpKind::softmax;
   op.name = std::move(name);
@@ -146,7 +208,7 @@ int Program::add_softmax(std::string name, int x) {
 }
 
 int Program::add_l2_normalize(std::string name, int x, float epsilon) {
-  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  const Value in = float_value(x);
   Op op;
   op.kind = OpKind::l2_normalize;
   op.name = std::move(name);
@@ -157,7 +219,7 @@ int Program::add_l2_normalize(std::string name, int x, float epsilon) {
 
 int Program::add_attention(std::string name, int q, int k, int v, const AttentionShape& shape) {
   const auto fits = [&](int id, int feature, int size) {
-    const Value value = values_[static_cast<std::size_t>(check_value(id))];
+    const Value& value = float_value(id);
     require(value.domain == Domain::token, "attention reads tokens");
     require(feature >= 0 && size > 0 && feature + shape.heads * size <= value.features,
             "attention heads do not fit their value");
@@ -176,7 +238,7 @@ int Program::add_attention(std::string name, int q, int k, int v, const Attentio
 }
 
 int Program::add_select(std::string name, int x, int column) {
-  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  const Value in = float_value(x);
   require(in.domain == Domain::token, "select reads tokens");
   Op op;
   op.kind = OpKind::select;
@@ -187,7 +249,7 @@ int Program::add_select(std::string name, int x, int column) {
 }
 
 int Program::add_mean(std::string name, int x, float epsilon) {
-  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  const Value in = float_value(x);
   require(in.domain == Domain::token, "mean reads tokens");
   Op op;
   op.kind = OpKind::mean;
@@ -199,7 +261,7 @@ int Program::add_mean(std::string name, int x, float epsilon) {
 
 int Program::add_store(std::string name, int x, int first, int width) {
   require(!finished_, "the program is finished; nothing can be added");
-  const Value in = values_[static_cast<std::size_t>(check_value(x))];
+  const Value in = float_value(x);
   require(first >= 0 && width > 0 && first + width <= in.features, "an output's features are out of range");
   Op op;
   op.kind = OpKind::store;
@@ -272,7 +334,7 @@ std::unique_ptr<Program::Storage> Program::plan_storage(Partition partition) con
     if (op.kind == OpKind::store) continue;
     const std::size_t id = static_cast<std::size_t>(op.output);
     const Scope scope = scope_of(id);
-    const std::size_t features = rounded(values_[id].features);
+    const std::size_t features = rounded(stored_features(values_[id]));
     std::vector<Storage::Slot>& slots = storage->slots;
     std::size_t best = slots.size();
     for (std::size_t s = 0; s < slots.size(); ++s) {

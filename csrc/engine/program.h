@@ -7,12 +7,14 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "base/buffer.h"
 #include "base/threads.h"
 #include "engine/weights.h"
+#include "engine/weights8.h"
 #include "kernels/kernel_set.h"
 
 namespace espalier {
@@ -23,6 +25,9 @@ enum class OpKind : std::uint8_t {
   embed,   // sum of table rows                     index inputs -> token
   load,    // rows of a float input                 float input -> token or sequence
   linear,  // act(W x + b), W x + b + residual
+  quantize,
+  dequantize,
+  linear8,  // linear over a quantised value, quantised or not
   layer_norm,
   unary,
   binary,   // with a value or with a constant per feature
@@ -60,8 +65,10 @@ struct Op {
   std::vector<int> inputs;  // value ids
   int output = -1;          // value id; the output's number for store
   std::unique_ptr<Weight> weight;
-  Buffer<float> bias;     // linear: [M rounded up]
-  bool residual = false;  // linear: inputs[1] is added
+  std::unique_ptr<Weight8> weight8;
+  Buffer<float> bias;                        // linear, linear8: [M rounded up]
+  bool residual = false;                     // linear, linear8: inputs[1] is added
+  std::optional<Quantization> quantization;  // quantize: empty means per token; linear8: of the result
   Unary unary = Unary::identity;
   Binary binary = Binary::add;
   Buffer<float> gamma;  // layer_norm; binary: the constant
@@ -76,7 +83,11 @@ struct Op {
 struct Value {
   int features = 0;
   Domain domain = Domain::token;
+  bool quantized = false;  // a panel is a quantised one
 };
+
+// Features of floats that take as much memory.
+int stored_features(const Value& value);
 
 // One additive attention bias: data[b * row_stride + h * head_stride + key * key_stride + query], queries contiguous
 // and readable for a panel's width beyond the last.
@@ -122,6 +133,12 @@ class Program {
   int add_embed(std::string name, int features, std::vector<Table> tables);
   int add_load(std::string name, int features, Domain domain, int float_input);
   int add_linear(std::string name, int x, Weight weight, const float* bias, int residual, Unary act);
+  // `fixed`: one scale and zero (an integer in [0, 255]) for all tokens; without, each token gets its own.
+  int add_quantize(std::string name, int x, const std::optional<Quantization>& fixed);
+  int add_dequantize(std::string name, int x);
+  // x is a quantised value; so is the result when `out` is given.
+  int add_linear8(std::string name, int x, Weight8 weight, const float* bias, int residual, Unary act,
+                  const std::optional<Quantization>& out);
   int add_layer_norm(std::string name, int x, const float* gamma, const float* beta, float epsilon);
   int add_unary(std::string name, int x, Unary op);
   int add_binary(std::string name, Binary op, int a, int b);
@@ -160,8 +177,10 @@ class Program {
     bool local = false;  // panel by panel; otherwise one operation that crosses panels
   };
 
-  int add(Op op, int features, Domain domain);
-  int check_value(int id) const;
+  int add(Op op, int features, Domain domain, bool quantized = false);
+  const Value& float_value(int id) const;  // throws when there is none
+  const Value& quantized_value(int id) const;
+  void begin_linear(Op& op, const Value& in, int rows, const float* bias, int residual, Unary act) const;
   void check_batch(const Batch& batch) const;
   std::vector<Segment> segments() const;
   std::unique_ptr<Storage> plan_storage(Partition partition) const;
@@ -186,8 +205,6 @@ class Program {
 };
 
 bool is_local(OpKind kind);
-
-// Best of a few timed runs of one full panel through `weight`, in seconds.
-double time_linear(const KernelSet& kernels, const Weight& weight);
+bool is_linear(OpKind kind);  // of floats or of integers
 
 }  // namespace espalier

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -230,6 +231,21 @@ void Weight::pack_blocks(const SparseMatrix& s, int panel_width) {
     }
     starts[packed_.units] = at;
   }
+}
+
+double time_linear(const KernelSet& kernels, const Weight& weight) {
+  const PackedWeight& w = weight.packed();
+  const std::size_t nb = static_cast<std::size_t>(kernels.lanes) * static_cast<std::size_t>(kernels.max_groups);
+  const std::size_t rows = (static_cast<std::size_t>(w.rows) + kRowBlock - 1) / kRowBlock * kRowBlock;
+  Buffer<float> x(static_cast<std::size_t>(w.columns) * nb), y(rows * nb);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 17) * 0.0625f - 0.5f;
+  double best = 1e30;
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    const auto start = std::chrono::steady_clock::now();
+    kernels.linear(w, x.data(), y.data(), kernels.max_groups, 0, w.rows, {});
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
 }
 
 }  // namespace espalier

@@ -72,4 +72,7 @@ class Weight {
   Buffer<std::uint32_t> starts_;
 };
 
+// Best of a few timed runs of one full panel through `weight`, in seconds.
+double time_linear(const KernelSet& kernels, const Weight& weight);
+
 }  // namespace espalier

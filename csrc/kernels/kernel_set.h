@@ -57,11 +57,49 @@ struct PackedWeight {
   int units = 0;
 };
 
+// Quantised panels. A value x is scale (q - zero) with q and zero integers in [0, 255], scale and zero per token. A
+// panel holds bytes[F / 4 rounded up][NB][4], the four neighbouring features of a token together, and after them the
+// floats scale[NB] and zero[NB]: the size of F / 4 + 2 features of floats. The missing features of the last four are
+// there, with any value. A set may keep q - 128 and zero - 128 instead (`signed_bytes`).
+inline constexpr int kFeatureBlock = 4;
+inline constexpr int kQuantizedExtra = 2;  // features of floats for scale and zero
+
+// Of PackedWeight8::offsets, in bytes: what makes the last of 65536 columns reachable in 16 bits, for every set.
+constexpr int offset_unit(int lanes) { return lanes >= 16 ? 64 : 32; }
+
+// One scale and zero for all tokens.
+struct Quantization {
+  float scale = 1.0f;
+  float zero = 0.0f;
+};
+
+enum class WeightFormat8 : std::uint8_t {
+  dense8,   // every block of 1 output x 4 inputs
+  block1x4  // blocks that hold a nonzero
+};
+
+// A packed weight of M rows and K columns of integers. Both formats have a list of blocks of 1 output x 4 inputs per
+// row; there may be several for the same inputs, which then add up. Sums are exact: weights whose rows could overflow
+// 32 bits are never packed.
+struct PackedWeight8 {
+  WeightFormat8 format = WeightFormat8::dense8;
+  int rows = 0;
+  int columns = 0;
+  const std::int8_t* dense = nullptr;   // dense8: [M / 4][K / 4][4 outputs][4 inputs], rounded up
+  const std::int8_t* blocks = nullptr;  // [blocks][4 inputs]
+  // From the panel's start to the block's inputs, in units of offset_unit(lanes) bytes.
+  const std::uint16_t* offsets = nullptr;
+  const std::uint32_t* starts = nullptr;  // [M rounded up + 1]: first block of each row
+  const float* scales = nullptr;          // [M rounded up]
+  const std::int32_t* sums = nullptr;     // [M rounded up]: of each row's weights
+};
+
 // How a linear layer begins and ends: y = act(W x + bias) , or y = W x + bias + residual.
 struct Epilogue {
   const float* bias = nullptr;      // [M rounded up to kRowBlock]
   const float* residual = nullptr;  // a panel, [M][NB]
   Unary act = Unary::identity;
+  const Quantization* quantization = nullptr;  // linear8 alone: y is a quantised panel
 };
 
 // Queries and keys of one sequence in one head. Group g of the sequence stands at base + group_offset[g] for a
@@ -87,11 +125,24 @@ struct KernelSet {
   const char* name;
   int lanes;
   int max_groups;
+  // Two products of a byte and a weight are added in 16 bits, with saturation: packed weights must keep clear of it.
+  bool pairs_saturate;
+  bool signed_bytes;  // quantised panels hold q - 128 and zero - 128
 
   // y rows [first_row, last_row) of a panel of `groups` groups. x: [K][NB], y: [M][NB]. Row bounds are multiples of
   // kRowBlock (or M). x and y must not overlap; residual may be y.
   void (*linear)(const PackedWeight& w, const float* x, float* y, int groups, int first_row, int last_row,
                  const Epilogue& e);
+  // The same over a quantised panel: y = act((sum_k (q - zero) w) scale_x scale_w + bias) or without act + residual,
+  // the sum in integers. With e.quantization y is a quantised panel, and the call with the last row writes its scale
+  // and zero.
+  void (*linear8)(const PackedWeight8& w, const std::uint8_t* x, float* y, int groups, int first_row, int last_row,
+                  const Epilogue& e);
+  // x: [F][NB]; y: quantised panel. With `fixed` q = saturate(round_half_even(x / scale) + zero), as ONNX's
+  // QuantizeLinear; NaN gives 0, as in ONNX Runtime. Without, each token gets the scale and zero of ONNX's
+  // DynamicQuantizeLinear over its own features; the scale is NaN when a feature is not finite or the range overflows.
+  void (*quantize)(const float* x, std::uint8_t* y, int features, int groups, const Quantization* fixed);
+  void (*dequantize)(const std::uint8_t* x, float* y, int features, int groups);  // (q - zero) scale
   // x: [F][NB] in place of y allowed. y = (x - mean) / sqrt(var + epsilon) * gamma + beta over features; beta may be
   // null.
   void (*layer_norm)(const float* x, float* y, int features, int groups, const float* gamma, const float* beta,
@@ -112,7 +163,10 @@ struct KernelSet {
 // Null where this build has no such kernels.
 const KernelSet* scalar_kernels();
 const KernelSet* avx2_kernels();
+const KernelSet* avx_vnni_kernels();
 const KernelSet* avx512_kernels();
+const KernelSet* avx512_vnni_kernels();
 const KernelSet* neon_kernels();
+const KernelSet* neon_dot_kernels();
 
 }  // namespace espalier

@@ -1,5 +1,5 @@
-// Every kernel over the vector type V, and the table that holds them. An ISA file defines V and MAX_GROUPS, includes
-// this inside its anonymous namespace, and exports the table.
+// Every kernel over the vector types V (floats) and I (integers of 32 bits), and the table that holds them. An ISA file
+// defines them and MAX_GROUPS, includes this inside its anonymous namespace, and exports the table.
 
 // Loops over registers: arrays of vectors stay in memory unless these are unrolled before anything else happens.
 #define UNROLL _Pragma("GCC unroll 16")
@@ -10,6 +10,8 @@ constexpr int NB = V::lanes * MAX_GROUPS;
 #include "kernels/norm/norm.inl"
 #include "kernels/layout/layout.inl"
 #include "kernels/linear/linear.inl"
+#include "kernels/quantize/quantize.inl"
+#include "kernels/linear8/linear8.inl"
 #include "kernels/attention/attention.inl"
 
 constexpr KernelSet make_kernel_set(const char* name) {
@@ -17,7 +19,12 @@ constexpr KernelSet make_kernel_set(const char* name) {
   set.name = name;
   set.lanes = V::lanes;
   set.max_groups = MAX_GROUPS;
+  set.pairs_saturate = I::pairs_saturate;
+  set.signed_bytes = I::signed_bytes;
   set.linear = &linear<MAX_GROUPS>;
+  set.linear8 = &linear8<MAX_GROUPS>;
+  set.quantize = &quantize_panel<MAX_GROUPS>;
+  set.dequantize = &dequantize_panel;
   set.layer_norm = &layer_norm_panel<MAX_GROUPS>;
   set.unary = &unary_panel;
   set.binary = &binary_panel;

@@ -15,10 +15,16 @@ const KernelSet* table(Isa isa) {
       return scalar_kernels();
     case Isa::neon:
       return neon_kernels();
+    case Isa::neon_dot:
+      return neon_dot_kernels();
     case Isa::avx2:
       return avx2_kernels();
+    case Isa::avx_vnni:
+      return avx_vnni_kernels();
     case Isa::avx512:
       return avx512_kernels();
+    case Isa::avx512_vnni:
+      return avx512_vnni_kernels();
   }
   return nullptr;
 }
@@ -40,7 +46,7 @@ const KernelSet& kernels_for(Isa isa) {
 
 std::vector<Isa> built_isas() {
   std::vector<Isa> isas;
-  for (Isa isa : {Isa::scalar, Isa::neon, Isa::avx2, Isa::avx512})
+  for (Isa isa : known_isas())
     if (table(isa) != nullptr) isas.push_back(isa);
   return isas;
 }
@@ -81,6 +87,21 @@ std::vector<Candidate> candidates(const WeightStats& s, int lanes, int groups) {
   }
   std::stable_sort(found.begin(), found.end(),
                    [](const Candidate& a, const Candidate& b) { return a.cycles < b.cycles; });
+  return found;
+}
+
+double block_cost8(bool pairs_saturate) { return pairs_saturate ? 2.0 : 1.0; }
+
+std::vector<Candidate8> candidates8(const WeightStats8& s, int groups, bool pairs_saturate) {
+  const double r = groups, m = s.rows;
+  const double all = m * ((s.columns + kFeatureBlock - 1) / kFeatureBlock);
+  // Three instructions for two ports, or one; the load of a sparse block is not shared by several rows.
+  const double dense = pairs_saturate ? r : 0.55 * r;
+  const double sparse = std::max(pairs_saturate ? r : 0.8 * r, (r + 1.0) / 2.0);
+  const double ends = 4.0 * r * m;
+  std::vector<Candidate8> found = {{WeightFormat8::dense8, dense * all + ends},
+                                   {WeightFormat8::block1x4, sparse * static_cast<double>(s.blocks) + ends}};
+  if (found[1].cycles < found[0].cycles) std::swap(found[0], found[1]);
   return found;
 }
 

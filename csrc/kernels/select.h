@@ -32,6 +32,23 @@ struct Candidate {
 // unstructured 1.2 (R + 1) / 2 per nonzero and 2.2 R per row and chunk; blocks max(2 R, (R + 4) / 2) per four entries.
 std::vector<Candidate> candidates(const WeightStats& stats, int lanes, int groups);
 
+struct WeightStats8 {
+  int rows = 0;
+  int columns = 0;
+  std::int64_t blocks = 0;  // 1x4 blocks holding at least one nonzero
+};
+
+struct Candidate8 {
+  WeightFormat8 format = WeightFormat8::dense8;
+  double cycles = 0.0;  // estimated, for one full panel; comparable with Candidate's
+};
+
+// The same for weights of integers. `pairs_saturate`: see KernelSet.
+std::vector<Candidate8> candidates8(const WeightStats8& stats, int groups, bool pairs_saturate);
+
+// Multiply-adds of a dense float32 layer that take as long as a block of 1 output x 4 inputs.
+double block_cost8(bool pairs_saturate);
+
 // Widest chunk whose offsets, in floats, fit in 16 bits.
 int max_chunk(int panel_width);
 

@@ -70,6 +70,30 @@ class Weight:
     def time(self, isa: str) -> float:
         """Best seconds for one full panel, one thread."""
 
+class Matrix8:
+    def __init__(self, values: NDArray[numpy.int16], scales: NDArray[numpy.float32]) -> None:
+        """An integer weight: values less their zero points, [M, K] within [-255, 255], and a scale per row, [M]."""
+
+    @property
+    def rows(self) -> int: ...
+    @property
+    def columns(self) -> int: ...
+    @property
+    def nonzeros(self) -> int: ...
+    @property
+    def blocks1x4(self) -> int: ...
+    def candidates(self, isa: str) -> list[tuple[str, float]]:
+        """(format, estimated cycles for a full panel), cheapest first."""
+
+class Weight8:
+    def __init__(self, matrix: Matrix8, format: str, isa: str) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def nonzeros(self) -> int: ...
+    def time(self, isa: str) -> float:
+        """Best seconds for one full panel, one thread."""
+
 class Program:
     def __init__(self, isa: str, threads: int) -> None: ...
     @property
@@ -88,6 +112,25 @@ class Program:
         act: str = "identity",
     ) -> int:
         """Takes the weight over."""
+
+    def add_quantize(self, name: str, x: int, scale: float | None = None, zero: float | None = None) -> int:
+        """8 bit integers (q - zero) * scale: one scale and zero (in 0..255) for all tokens, or by default one of each per token, from its own features."""
+
+    def add_dequantize(self, name: str, x: int) -> int:
+        """The floats that a quantised value stands for."""
+
+    def add_linear8(
+        self,
+        name: str,
+        x: int,
+        weight: Weight8,
+        bias: NDArray[numpy.float32] | None,
+        residual: int = -1,
+        act: str = "identity",
+        out_scale: float | None = None,
+        out_zero: float | None = None,
+    ) -> int:
+        """x is a quantised value; so is the result, with out_scale and out_zero. Takes the weight over."""
 
     def add_layer_norm(
         self, name: str, x: int, gamma: NDArray[numpy.float32], beta: NDArray[numpy.float32] | None, epsilon: float

@@ -1,4 +1,5 @@
-// Eight floats in a YMM register. Included only by kernels/x86_avx2.cc, inside its anonymous namespace.
+// Eight floats or integers in a YMM register. Included only by kernels/x86_avx2.cc and x86_avx_vnni.cc, inside their
+// anonymous namespaces.
 struct V {
   __m256 r;
   static constexpr int lanes = 8;
@@ -28,3 +29,52 @@ inline V pow2(V n) {
   return {
       _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.r), _mm256_set1_epi32(127)), 23))};
 }
+
+struct I {
+  __m256i r;
+  static I load(const std::uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+  static I splat(std::int32_t x) { return {_mm256_set1_epi32(x)}; }
+  static I zero() { return {_mm256_setzero_si256()}; }
+  // Four bytes, in every lane.
+  static I broadcast(const std::int8_t* p) {
+    std::int32_t word;
+    __builtin_memcpy(&word, p, sizeof word);
+    return splat(word);
+  }
+  void store(std::uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), r); }
+  static constexpr bool signed_bytes = false;
+#if defined(__AVXVNNI__)
+  static constexpr bool pairs_saturate = false;
+#else
+  static constexpr bool pairs_saturate = true;
+#endif
+};
+inline I operator+(I a, I b) { return {_mm256_add_epi32(a.r, b.r)}; }
+inline I operator-(I a, I b) { return {_mm256_sub_epi32(a.r, b.r)}; }
+inline I operator*(I a, I b) { return {_mm256_mullo_epi32(a.r, b.r)}; }
+inline I operator|(I a, I b) { return {_mm256_or_si256(a.r, b.r)}; }
+inline I operator&(I a, I b) { return {_mm256_and_si256(a.r, b.r)}; }
+inline I operator^(I a, I b) { return {_mm256_xor_si256(a.r, b.r)}; }
+template <int N>
+inline I shift_left(I a) {
+  return {_mm256_slli_epi32(a.r, N)};
+}
+template <int N>
+inline I shift_right(I a) {
+  return {_mm256_srli_epi32(a.r, N)};
+}
+inline I to_int(V a) { return {_mm256_cvtps_epi32(a.r)}; }
+inline V to_float(I a) { return {_mm256_cvtepi32_ps(a.r)}; }
+// acc + the four products of bytes in each lane.
+inline I dot(I acc, I x, I w) {
+#if defined(__AVXVNNI__)
+  return {_mm256_dpbusd_avx_epi32(acc.r, x.r, w.r)};
+#else
+  return {_mm256_add_epi32(acc.r, _mm256_madd_epi16(_mm256_maddubs_epi16(x.r, w.r), _mm256_set1_epi16(1)))};
+#endif
+}
+#if defined(__AVXVNNI__)
+constexpr int kDenseRows = 4;
+#else
+constexpr int kDenseRows = 2;  // with their temporaries, more do not fit 16 registers
+#endif

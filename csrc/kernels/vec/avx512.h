@@ -1,4 +1,5 @@
-// Sixteen floats in a ZMM register. Included only by kernels/x86_avx512.cc, inside its anonymous namespace.
+// Sixteen floats or integers in a ZMM register. Included only by kernels/x86_avx512.cc and x86_avx512_vnni.cc, inside
+// their anonymous namespaces.
 struct V {
   __m512 r;
   static constexpr int lanes = 16;
@@ -28,3 +29,48 @@ inline V pow2(V n) {
   return {
       _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.r), _mm512_set1_epi32(127)), 23))};
 }
+
+struct I {
+  __m512i r;
+  static I load(const std::uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  static I splat(std::int32_t x) { return {_mm512_set1_epi32(x)}; }
+  static I zero() { return {_mm512_setzero_si512()}; }
+  // Four bytes, in every lane.
+  static I broadcast(const std::int8_t* p) {
+    std::int32_t word;
+    __builtin_memcpy(&word, p, sizeof word);
+    return splat(word);
+  }
+  void store(std::uint8_t* p) const { _mm512_storeu_si512(p, r); }
+  static constexpr bool signed_bytes = false;
+#if defined(__AVX512VNNI__)
+  static constexpr bool pairs_saturate = false;
+#else
+  static constexpr bool pairs_saturate = true;
+#endif
+};
+inline I operator+(I a, I b) { return {_mm512_add_epi32(a.r, b.r)}; }
+inline I operator-(I a, I b) { return {_mm512_sub_epi32(a.r, b.r)}; }
+inline I operator*(I a, I b) { return {_mm512_mullo_epi32(a.r, b.r)}; }
+inline I operator|(I a, I b) { return {_mm512_or_si512(a.r, b.r)}; }
+inline I operator&(I a, I b) { return {_mm512_and_si512(a.r, b.r)}; }
+inline I operator^(I a, I b) { return {_mm512_xor_si512(a.r, b.r)}; }
+template <int N>
+inline I shift_left(I a) {
+  return {_mm512_slli_epi32(a.r, N)};
+}
+template <int N>
+inline I shift_right(I a) {
+  return {_mm512_srli_epi32(a.r, N)};
+}
+inline I to_int(V a) { return {_mm512_cvtps_epi32(a.r)}; }
+inline V to_float(I a) { return {_mm512_cvtepi32_ps(a.r)}; }
+// acc + the four products of bytes in each lane.
+inline I dot(I acc, I x, I w) {
+#if defined(__AVX512VNNI__)
+  return {_mm512_dpbusd_epi32(acc.r, x.r, w.r)};
+#else
+  return {_mm512_add_epi32(acc.r, _mm512_madd_epi16(_mm512_maddubs_epi16(x.r, w.r), _mm512_set1_epi16(1)))};
+#endif
+}
+constexpr int kDenseRows = 4;

@@ -1,4 +1,5 @@
-// Four floats in a NEON register. Included only by kernels/arm_neon.cc, inside its anonymous namespace.
+// Four floats or integers in a NEON register. Included only by kernels/arm_neon.cc and arm_neon_dot.cc, inside their
+// anonymous namespaces.
 struct V {
   float32x4_t r;
   static constexpr int lanes = 4;
@@ -25,3 +26,53 @@ inline V round(V a) { return {vrndnq_f32(a.r)}; }
 inline V pow2(V n) {
   return {vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n.r), vdupq_n_s32(127)), 23))};
 }
+
+struct I {
+  int32x4_t r;
+  static I load(const std::uint8_t* p) { return {vreinterpretq_s32_u8(vld1q_u8(p))}; }
+  static I splat(std::int32_t x) { return {vdupq_n_s32(x)}; }
+  static I zero() { return splat(0); }
+  // Four bytes, in every lane.
+  static I broadcast(const std::int8_t* p) {
+    std::int32_t word;
+    __builtin_memcpy(&word, p, sizeof word);
+    return splat(word);
+  }
+  void store(std::uint8_t* p) const { vst1q_u8(p, vreinterpretq_u8_s32(r)); }
+  static constexpr bool signed_bytes = true;  // there is no product of unsigned and signed bytes
+#if defined(__ARM_FEATURE_DOTPROD)
+  static constexpr bool pairs_saturate = false;
+#else
+  static constexpr bool pairs_saturate = true;
+#endif
+};
+inline I operator+(I a, I b) { return {vaddq_s32(a.r, b.r)}; }
+inline I operator-(I a, I b) { return {vsubq_s32(a.r, b.r)}; }
+inline I operator*(I a, I b) { return {vmulq_s32(a.r, b.r)}; }
+inline I operator|(I a, I b) { return {vorrq_s32(a.r, b.r)}; }
+inline I operator&(I a, I b) { return {vandq_s32(a.r, b.r)}; }
+inline I operator^(I a, I b) { return {veorq_s32(a.r, b.r)}; }
+template <int N>
+inline I shift_left(I a) {
+  return {vshlq_n_s32(a.r, N)};
+}
+template <int N>
+inline I shift_right(I a) {
+  return {vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a.r), N))};
+}
+inline I to_int(V a) { return {vcvtnq_s32_f32(a.r)}; }
+inline V to_float(I a) { return {vcvtq_f32_s32(a.r)}; }
+// acc + the four products of bytes in each lane.
+inline I dot(I acc, I x, I w) {
+  const int8x16_t a = vreinterpretq_s8_s32(x.r), b = vreinterpretq_s8_s32(w.r);
+#if defined(__ARM_FEATURE_DOTPROD)
+  return {vdotq_s32(acc.r, a, b)};
+#else
+  return {vpadalq_s16(acc.r, vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)))};
+#endif
+}
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int kDenseRows = 4;
+#else
+constexpr int kDenseRows = 2;  // with their temporaries, more do not fit 32 registers
+#endif

@@ -1,19 +1,28 @@
-// Four floats in an array: runs anywhere. Included only by kernels/scalar.cc, inside its anonymous namespace.
+// LANES floats or integers in an array: runs anywhere. Who includes it, inside an anonymous namespace, defines LANES
+// and Dot, one of kernels/reference/instructions.h.
 struct V {
-  float r[4];
-  static constexpr int lanes = 4;
-  static V load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
-  static V splat(float x) { return {{x, x, x, x}}; }
+  float r[LANES];
+  static constexpr int lanes = LANES;
+  static V load(const float* p) {
+    V out;
+    for (int i = 0; i < LANES; ++i) out.r[i] = p[i];
+    return out;
+  }
+  static V splat(float x) {
+    V out;
+    for (int i = 0; i < LANES; ++i) out.r[i] = x;
+    return out;
+  }
   static V broadcast(const float* p) { return splat(*p); }
   static V zero() { return splat(0.0f); }
   void store(float* p) const {
-    for (int i = 0; i < 4; ++i) p[i] = r[i];
+    for (int i = 0; i < LANES; ++i) p[i] = r[i];
   }
 };
 template <class F>
 inline V each(V a, V b, F f) {
   V out = V::zero();
-  for (int i = 0; i < 4; ++i) out.r[i] = f(a.r[i], b.r[i]);
+  for (int i = 0; i < LANES; ++i) out.r[i] = f(a.r[i], b.r[i]);
   return out;
 }
 inline V operator+(V a, V b) {
@@ -44,7 +53,7 @@ inline V abs(V a) {
   return each(a, a, [](float x, float) { return __builtin_fabsf(x); });
 }
 inline V select_lt(V a, V b, V yes, V no) {
-  for (int i = 0; i < 4; ++i) no.r[i] = a.r[i] < b.r[i] ? yes.r[i] : no.r[i];
+  for (int i = 0; i < LANES; ++i) no.r[i] = a.r[i] < b.r[i] ? yes.r[i] : no.r[i];
   return no;
 }
 inline V round(V a) {
@@ -57,3 +66,77 @@ inline V pow2(V n) {
     return __builtin_bit_cast(float, bits);
   });
 }
+
+struct I {
+  std::int32_t r[LANES];
+  static constexpr bool pairs_saturate = Dot::pairs_saturate;
+  static constexpr bool signed_bytes = Dot::signed_bytes;
+  static I load(const std::uint8_t* p) {
+    I out;
+    __builtin_memcpy(out.r, p, sizeof out.r);
+    return out;
+  }
+  static I splat(std::int32_t x) {
+    I out;
+    for (int i = 0; i < LANES; ++i) out.r[i] = x;
+    return out;
+  }
+  static I zero() { return splat(0); }
+  // Four bytes, in every lane.
+  static I broadcast(const std::int8_t* p) {
+    std::int32_t word;
+    __builtin_memcpy(&word, p, sizeof word);
+    return splat(word);
+  }
+  void store(std::uint8_t* p) const { __builtin_memcpy(p, r, sizeof r); }
+};
+// Without a sign, so that sums wrap around as those of processors do.
+template <class F>
+inline I each(I a, I b, F f) {
+  I out = I::zero();
+  for (int i = 0; i < LANES; ++i)
+    out.r[i] = static_cast<std::int32_t>(f(static_cast<std::uint32_t>(a.r[i]), static_cast<std::uint32_t>(b.r[i])));
+  return out;
+}
+inline I operator+(I a, I b) {
+  return each(a, b, [](std::uint32_t x, std::uint32_t y) { return x + y; });
+}
+inline I operator-(I a, I b) {
+  return each(a, b, [](std::uint32_t x, std::uint32_t y) { return x - y; });
+}
+inline I operator*(I a, I b) {
+  return each(a, b, [](std::uint32_t x, std::uint32_t y) { return x * y; });
+}
+inline I operator|(I a, I b) {
+  return each(a, b, [](std::uint32_t x, std::uint32_t y) { return x | y; });
+}
+inline I operator&(I a, I b) {
+  return each(a, b, [](std::uint32_t x, std::uint32_t y) { return x & y; });
+}
+inline I operator^(I a, I b) {
+  return each(a, b, [](std::uint32_t x, std::uint32_t y) { return x ^ y; });
+}
+template <int N>
+inline I shift_left(I a) {
+  return each(a, a, [](std::uint32_t x, std::uint32_t) { return x << N; });
+}
+template <int N>
+inline I shift_right(I a) {
+  return each(a, a, [](std::uint32_t x, std::uint32_t) { return x >> N; });
+}
+inline I to_int(V a) {  // of integral values
+  I out = I::zero();
+  for (int i = 0; i < LANES; ++i) out.r[i] = static_cast<std::int32_t>(a.r[i]);
+  return out;
+}
+inline V to_float(I a) {
+  V out = V::zero();
+  for (int i = 0; i < LANES; ++i) out.r[i] = static_cast<float>(a.r[i]);
+  return out;
+}
+inline I dot(I acc, I x, I w) {
+  for (int i = 0; i < LANES; ++i)
+    acc.r[i] = Dot::apply(acc.r[i], static_cast<std::uint32_t>(x.r[i]), static_cast<std::uint32_t>(w.r[i]));
+  return acc;
+}
+constexpr int kDenseRows = 4;

@@ -1,0 +1,162 @@
+#include "engine/weights8.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "engine/weights.h"
+
+namespace espalier {
+
+namespace {
+
+constexpr int kLargest = 255;  // of |w|, and of an activation
+
+int round_up(int n, int step) { return (n + step - 1) / step * step; }
+
+template <class T>
+Buffer<T> to_buffer(const std::vector<T>& from) {
+  Buffer<T> out(from.size());
+  std::copy(from.begin(), from.end(), out.data());
+  return out;
+}
+
+void check_row(const std::int16_t* row, int columns, int number) {
+  std::int64_t heaviest = 0;
+  for (int k = 0; k < columns; ++k) {
+    if (std::abs(row[k]) > kLargest)
+      fail("an integer weight less its zero point is " + std::to_string(row[k]) + "; it must be within [-255, 255]");
+    heaviest += kLargest * std::abs(row[k]);
+  }
+  if (heaviest > std::numeric_limits<std::int32_t>::max())
+    fail("row " + std::to_string(number) + " of an integer weight may sum to " + std::to_string(heaviest) +
+         ", which does not fit 32 bits; run this layer in float32");
+}
+
+using Block = std::array<std::int8_t, kFeatureBlock>;
+
+// Takes as much of `rest` as one block may hold. With `pairs_saturate`, that is 128 of either sign in each pair of
+// neighbours: 255 * 128 fits 16 bits. Call until nothing is left.
+Block take_block(std::array<int, kFeatureBlock>& rest, bool pairs_saturate) {
+  Block block;
+  for (std::size_t i = 0; i < kFeatureBlock; ++i) {
+    int low = -128, high = 127;
+    if (pairs_saturate && i % 2 == 1) {
+      low = std::max(low, -128 - std::min<int>(0, block[i - 1]));
+      high = std::min(high, 128 - std::max<int>(0, block[i - 1]));
+    }
+    block[i] = static_cast<std::int8_t>(std::clamp(rest[i], low, high));
+    rest[i] -= block[i];
+  }
+  return block;
+}
+
+bool is_zero(const std::array<int, kFeatureBlock>& rest) { return rest == std::array<int, kFeatureBlock>{}; }
+
+}  // namespace
+
+Matrix8 compress8(const std::int16_t* values, int rows, int columns, const float* scales) {
+  require(rows > 0 && columns > 0 && columns <= kMaxColumns,
+          "an integer weight must have at least one row, and from 1 to 65536 columns");
+  Matrix8 out;
+  out.rows = rows;
+  out.columns = columns;
+  out.starts.resize(static_cast<std::size_t>(rows) + 1);
+  out.starts[0] = 0;
+  out.scales.resize(static_cast<std::size_t>(rows));
+  std::vector<std::uint16_t> groups;
+  std::vector<std::int16_t> blocks;
+  for (int m = 0; m < rows; ++m) {
+    const std::int16_t* row = values + static_cast<std::ptrdiff_t>(m) * columns;
+    check_row(row, columns, m);
+    if (!std::isfinite(scales[m])) fail("the scale of row " + std::to_string(m) + " of a weight is not finite");
+    out.scales[static_cast<std::size_t>(m)] = scales[m];
+    for (int k = 0; k < columns; k += kFeatureBlock) {
+      const int n = std::min(kFeatureBlock, columns - k);
+      const auto nonzeros = n - std::count(row + k, row + k + n, 0);
+      if (nonzeros == 0) continue;
+      out.nonzeros += nonzeros;
+      groups.push_back(static_cast<std::uint16_t>(k / kFeatureBlock));
+      blocks.insert(blocks.end(), row + k, row + k + n);
+      blocks.resize(groups.size() * kFeatureBlock);
+    }
+    if (groups.size() > UINT32_MAX) fail("an integer weight has more than 2^32 blocks");
+    out.starts[static_cast<std::size_t>(m) + 1] = static_cast<std::uint32_t>(groups.size());
+  }
+  out.groups = to_buffer(groups);
+  out.values = to_buffer(blocks);
+  return out;
+}
+
+Weight8::Weight8(const Matrix8& matrix, WeightFormat8 format, const KernelSet& kernels) : nonzeros_(matrix.nonzeros) {
+  const int rows = round_up(matrix.rows, kRowBlock), groups = round_up(matrix.columns, kFeatureBlock) / kFeatureBlock;
+  const int stride = kernels.lanes * kernels.max_groups * kFeatureBlock / offset_unit(kernels.lanes);
+  const bool dense = format == WeightFormat8::dense8;
+  if (dense) {
+    dense_.resize(static_cast<std::size_t>(rows) * static_cast<std::size_t>(groups) * kFeatureBlock);
+    dense_.zero();
+  }
+  scales_.resize(static_cast<std::size_t>(rows));
+  scales_.zero();
+  std::copy(matrix.scales.data(), matrix.scales.data() + matrix.rows, scales_.data());
+  sums_.resize(static_cast<std::size_t>(rows));
+  sums_.zero();
+  starts_.resize(static_cast<std::size_t>(rows) + 1);
+  std::vector<std::int8_t> blocks;
+  std::vector<std::uint16_t> offsets;
+  for (int m = 0; m < rows; ++m) {
+    starts_[static_cast<std::size_t>(m)] = static_cast<std::uint32_t>(offsets.size());
+    if (m >= matrix.rows) continue;
+    for (std::uint32_t b = matrix.starts[static_cast<std::size_t>(m)];
+         b < matrix.starts[static_cast<std::size_t>(m) + 1]; ++b) {
+      const int group = matrix.groups[b];
+      std::array<int, kFeatureBlock> rest;
+      std::copy_n(matrix.values.data() + static_cast<std::size_t>(b) * kFeatureBlock, kFeatureBlock, rest.begin());
+      for (int w : rest) sums_[static_cast<std::size_t>(m)] += w;
+      if (dense) {
+        const Block body = take_block(rest, kernels.pairs_saturate);
+        const std::size_t at = (static_cast<std::size_t>(m / kRowBlock) * static_cast<std::size_t>(groups) +
+                                static_cast<std::size_t>(group)) *
+                                   kRowBlock +
+                               static_cast<std::size_t>(m % kRowBlock);
+        std::copy(body.begin(), body.end(), dense_.data() + at * kFeatureBlock);
+      }
+      while (!is_zero(rest)) {
+        const Block block = take_block(rest, kernels.pairs_saturate);
+        blocks.insert(blocks.end(), block.begin(), block.end());
+        offsets.push_back(static_cast<std::uint16_t>(group * stride));
+      }
+    }
+  }
+  if (offsets.size() > UINT32_MAX) fail("an integer weight has more than 2^32 blocks");
+  starts_[static_cast<std::size_t>(rows)] = static_cast<std::uint32_t>(offsets.size());
+  blocks_ = to_buffer(blocks);
+  offsets_ = to_buffer(offsets);
+  packed_ = {format,          matrix.rows,    matrix.columns, dense_.data(), blocks_.data(),
+             offsets_.data(), starts_.data(), scales_.data(), sums_.data()};
+}
+
+double time_linear8(const KernelSet& kernels, const Weight8& weight) {
+  const PackedWeight8& w = weight.packed();
+  const std::size_t nb = static_cast<std::size_t>(kernels.lanes) * static_cast<std::size_t>(kernels.max_groups);
+  const std::size_t columns = static_cast<std::size_t>(round_up(w.columns, kFeatureBlock));
+  Buffer<float> x(columns * nb), y(static_cast<std::size_t>(round_up(w.rows, kRowBlock)) * nb);
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 17) * 0.0625f - 0.5f;
+  Buffer<std::uint8_t> quantized((columns + kQuantizedExtra * sizeof(float)) * nb);
+  kernels.quantize(x.data(), quantized.data(), w.columns, kernels.max_groups, nullptr);
+  double best = 1e30;
+  for (int repeat = 0; repeat < 5; ++repeat) {
+    const auto start = std::chrono::steady_clock::now();
+    kernels.linear8(w, quantized.data(), y.data(), kernels.max_groups, 0, w.rows, {});
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
+}  // namespace espalier

@@ -1,0 +1,111 @@
+// y = act((sum_k (q - zero) w) scale_x scale_w + bias) or ... + residual, over a quantised panel.
+//
+// Four inputs of a token fill a lane, so four weights of a row are broadcast against vectors of tokens, as single
+// weights are in linear.inl. The sum of integers is exact, so its order is free: several accumulators, blocks in any
+// order. What follows in floats is the same sequence of operations for every set and width.
+
+constexpr int kOffsetUnit = offset_unit(V::lanes);
+static_assert(NB * kFeatureBlock % kOffsetUnit == 0);
+
+// -zero * (sum of the row's weights), so that the sum of q w becomes that of (q - zero) w.
+template <int R>
+inline void start_sums(I (&acc)[R], const PackedWeight8& w, int row, const float* zeros) {
+  const I sum = I::splat(w.sums[row]);
+  UNROLL for (int r = 0; r < R; ++r) acc[r] = I::zero() - sum * to_int(V::load(zeros + r * V::lanes));
+}
+
+template <int R>
+inline void finish_row(const I (&acc)[R], const PackedWeight8& w, int row, const float* scales, float* y,
+                       const Epilogue& e) {
+  const V scale = V::broadcast(w.scales + row);
+  const V bias = e.bias == nullptr ? V::zero() : V::broadcast(e.bias + row);
+  UNROLL for (int r = 0; r < R; ++r) {
+    V sum = to_float(acc[r]) * V::load(scales + r * V::lanes) * scale + bias;
+    if (e.residual != nullptr) sum = sum + V::load(e.residual + static_cast<long>(row) * NB + r * V::lanes);
+    sum.store(y + r * V::lanes);
+  }
+}
+
+template <int R>
+inline void add_block(I (&acc)[R], const std::int8_t* block, const std::uint8_t* x) {
+  const I weights = I::broadcast(block);
+  UNROLL for (int r = 0; r < R; ++r) acc[r] = dot(acc[r], I::load(x + r * V::lanes * kFeatureBlock), weights);
+}
+
+// Two sets of accumulators: a dot product takes more cycles than there are vectors in a panel.
+template <int R>
+inline void add_blocks(I (&acc)[R], const PackedWeight8& w, int row, const std::uint8_t* x) {
+  const std::int8_t* block = w.blocks + static_cast<long>(w.starts[row]) * kFeatureBlock;
+  const std::uint16_t* offset = w.offsets + w.starts[row];
+  const int n = static_cast<int>(w.starts[row + 1] - w.starts[row]);
+  const auto at = [&](int i) { return x + static_cast<long>(offset[i]) * kOffsetUnit; };
+  I other[R];
+  UNROLL for (int r = 0; r < R; ++r) other[r] = I::zero();
+  int i = 0;
+  for (; i + 2 <= n; i += 2, block += 2 * kFeatureBlock) {
+    add_block(acc, block, at(i));
+    add_block(other, block + kFeatureBlock, at(i + 1));
+  }
+  if (i < n) add_block(acc, block, at(i));
+  UNROLL for (int r = 0; r < R; ++r) acc[r] = acc[r] + other[r];
+}
+
+// Q neighbouring rows over all inputs.
+template <int R, int Q>
+inline void add_dense(I (&acc)[Q][R], const PackedWeight8& w, int row, const std::uint8_t* x) {
+  const int n = (w.columns + kFeatureBlock - 1) / kFeatureBlock;
+  const std::int8_t* block =
+      w.dense + (static_cast<long>(row / kRowBlock) * n * kRowBlock + row % kRowBlock) * kFeatureBlock;
+  for (int i = 0; i < n; ++i, block += kRowBlock * kFeatureBlock, x += NB * kFeatureBlock) {
+    I lane[R];
+    UNROLL for (int r = 0; r < R; ++r) lane[r] = I::load(x + r * V::lanes * kFeatureBlock);
+    UNROLL for (int q = 0; q < Q; ++q) {
+      const I weights = I::broadcast(block + q * kFeatureBlock);
+      UNROLL for (int r = 0; r < R; ++r) acc[q][r] = dot(acc[q][r], lane[r], weights);
+    }
+  }
+}
+
+// Q rows from `row` on, to y.
+template <int R, int Q>
+inline void linear8_rows(const PackedWeight8& w, int row, const std::uint8_t* x, float* y, const Epilogue& e) {
+  const float *scales = scales_of(x, w.columns), *zeros = zeros_of(x, w.columns);
+  I acc[Q][R];
+  UNROLL for (int q = 0; q < Q; ++q) start_sums(acc[q], w, row + q, zeros);
+  if (w.format == WeightFormat8::dense8) add_dense<R, Q>(acc, w, row, x);
+  UNROLL for (int q = 0; q < Q; ++q) {
+    add_blocks(acc[q], w, row + q, x);
+    finish_row(acc[q], w, row + q, scales, y + q * NB, e);
+  }
+}
+
+template <int R>
+void linear8_panel(const PackedWeight8& w, const std::uint8_t* x, float* y, int first_row, int last_row,
+                   const Epilogue& e) {
+  constexpr int kActRows = 32;  // what follows the sums happens while these rows are still in the L1 cache
+  alignas(64) float unquantized[kActRows * NB];
+  std::uint8_t* bytes = reinterpret_cast<std::uint8_t*>(y);
+  V scale[R], zero[R];
+  fixed_parameters(e.quantization != nullptr ? *e.quantization : Quantization{}, scale, zero);
+  const int rounded = (last_row + kRowBlock - 1) / kRowBlock * kRowBlock;
+  for (int begin = first_row; begin < rounded; begin += kActRows) {
+    const int end = begin + kActRows < rounded ? begin + kActRows : rounded;
+    float* out = e.quantization != nullptr ? unquantized : y + static_cast<long>(begin) * NB;
+    if (w.format == WeightFormat8::dense8)
+      for (int row = begin; row < end; row += kDenseRows)
+        linear8_rows<R, kDenseRows>(w, row, x, out + static_cast<long>(row - begin) * NB, e);
+    else
+      for (int row = begin; row < end; ++row)
+        linear8_rows<R, 1>(w, row, x, out + static_cast<long>(row - begin) * NB, e);
+    if (e.act != Unary::identity) unary_panel(e.act, out, out, end - begin, R);
+    if (e.quantization != nullptr) quantize_rows(out, bytes + static_cast<long>(begin) * NB, end - begin, scale, zero);
+  }
+  if (e.quantization != nullptr && last_row == w.rows) store_parameters(bytes, w.rows, scale, zero);
+}
+
+template <int R = MAX_GROUPS>
+void linear8(const PackedWeight8& w, const std::uint8_t* x, float* y, int groups, int first_row, int last_row,
+             const Epilogue& e) {
+  if (groups == R) return linear8_panel<R>(w, x, y, first_row, last_row, e);
+  if constexpr (R > 1) linear8<R - 1>(w, x, y, groups, first_row, last_row, e);
+}
