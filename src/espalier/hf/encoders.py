@@ -180,10 +180,6 @@ class Sizes:
         for flag in ("is_decoder", "add_cross_attention", "is_encoder_decoder"):
             if config.flag(flag):
                 raise UnsupportedModelError(f"{config.path}: {flag} is set; expected an encoder. {use_onnx()}")
-        if config.get("quantization_config"):
-            raise UnsupportedModelError(
-                f"{config.path}: the checkpoint is quantised (quantization_config); expected float weights"
-            )
         if family.relative_bias and config.integer("relative_attention_num_buckets") != _RELATIVE_BUCKETS:
             raise UnsupportedModelError(
                 f"{config.path}: expected relative_attention_num_buckets {_RELATIVE_BUCKETS}, which is fixed in the "

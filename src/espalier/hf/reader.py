@@ -9,6 +9,7 @@ from espalier.hf.builder import Builder, Layers
 from espalier.hf.config import Config
 from espalier.hf.encoders import FAMILIES, add_encoder, use_onnx
 from espalier.hf.heads import BASE, LEFTOVERS, add_head, task_of
+from espalier.hf.quantization import read_quantization
 from espalier.hf.sentence import MODULES, add_modules, read_modules
 from espalier.hf.weights import Weights
 from espalier.ir.graph import Graph
@@ -24,7 +25,8 @@ def read(folder: str | Path) -> Graph:
     that transformers gives them; a sentence-transformers folder gives ``sentence_embedding`` and ``token_embeddings``.
 
     Constants are views of the memory-mapped file, so it must not be changed while the graph is in use; float16,
-    bfloat16 and float64 weights are converted to float32.
+    bfloat16 and float64 weights are converted to float32. Layers quantised to 8 bits in the convention of
+    compressed-tensors stay so.
 
     Raises ModelNotFoundError when a file is missing, ModelFormatError when one is corrupt or the weights are not those
     the configuration describes, UnsupportedModelError for other architectures, heads and settings.
@@ -48,7 +50,7 @@ def read(folder: str | Path) -> Graph:
     task = BASE if modules else task_of(family, config)
     weights = Weights.read(home, _class_name(config))
     builder = Builder(folder.resolve().name)
-    encoder = add_encoder(Layers(builder, weights), family, config, weights.prefix())
+    encoder = add_encoder(Layers(builder, weights, read_quantization(config)), family, config, weights.prefix())
     if modules:
         add_modules(encoder, modules)
     else:

@@ -51,7 +51,7 @@ class StoredTensor:
         if self.dtype not in FLOATS:
             raise ModelFormatError(
                 f"{self.file}: tensor {self.name!r} must be of a float type ({', '.join(FLOATS)}), got {self.dtype}; "
-                "quantised checkpoints are not readable here, save the model in float32 or float16"
+                "save it in float32 or float16, or describe how it is quantised in config.json"
             )
         aligned = self.raw if self.raw.ctypes.data % _SIZES[self.dtype] == 0 else self.raw.copy()
         if self.dtype == "BF16":
@@ -62,6 +62,16 @@ class StoredTensor:
         stored = aligned.view({"F32": "<f4", "F16": "<f2", "F64": "<f8"}[self.dtype])
         with np.errstate(over="ignore"):
             return stored.astype(np.float32, copy=False).reshape(self.shape)
+
+    def bytes(self) -> Array:
+        """The values as int8 or uint8, a view of the file. Raises ModelFormatError for another element type."""
+        kinds = {"I8": np.int8, "U8": np.uint8}
+        if self.dtype not in kinds:
+            raise ModelFormatError(
+                f"{self.file}: tensor {self.name!r} must be of {' or '.join(kinds)}, since config.json says that it is "
+                f"quantised; got {self.dtype}"
+            )
+        return self.raw.view(kinds[self.dtype]).reshape(self.shape)
 
 
 def read_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -72,6 +72,20 @@ class Weights:
 
         Raises ModelFormatError when it is missing, or of another shape or a wrong element type.
         """
+        tensor = self._checked(name, shape)
+        return tensor.name, tensor.float32()
+
+    def take_integers(self, name: str, shape: tuple[int, ...]) -> tuple[str, Array]:
+        """The same for a tensor of int8 or uint8."""
+        tensor = self._checked(name, shape)
+        return tensor.name, tensor.bytes()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, whatever it is; ``()`` when it is missing, which taking it will say."""
+        tensor = self._tensors.get(name)
+        return () if tensor is None else tensor.shape
+
+    def _checked(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
         tensor = self._tensors.get(name)
         if tensor is None:
             raise ModelFormatError(
@@ -84,7 +98,7 @@ class Weights:
                 "Check that config.json (sizes, labels) belongs to these weights"
             )
         self._taken.add(name)
-        return tensor.name, tensor.float32()
+        return tensor
 
     def finish(self, ignored: Iterable[str]) -> None:
         """Raise ModelFormatError when a tensor was not taken and none of the patterns ``ignored`` matches its name."""
