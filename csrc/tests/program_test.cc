@@ -12,9 +12,12 @@ using namespace testing;
 using espalier::Batch;
 using espalier::KernelSet;
 using espalier::Program;
+using espalier::Quantization;
 using espalier::Unary;
 using espalier::Weight;
+using espalier::Weight8;
 using espalier::WeightFormat;
+using espalier::WeightFormat8;
 
 namespace {
 
@@ -22,19 +25,45 @@ constexpr int kWords = 50, kPlaces = 300, kFeatures = 24, kInner = 40, kHeads = 
 constexpr int kWidths[kOutputs] = {kFeatures, kFeatures, kFeatures, 2};
 constexpr bool kPerToken[kOutputs] = {true, false, false, true};
 
+// Which kind of linear layers a network has: floats in a format, or integers with activations quantised per token or,
+// from one layer to the next without floats in between, with one scale for all.
+enum class Kind { dense, unstructured, block4x1, dense8_per_token, block1x4_per_token, block1x4_static };
+constexpr Kind kKinds[] = {
+    Kind::dense,          Kind::unstructured, Kind::block4x1, Kind::dense8_per_token, Kind::block1x4_per_token,
+    Kind::block1x4_static};
+
 struct Network {
   std::vector<float> words, places, gamma, beta;
-  Network(const KernelSet& k, int threads, WeightFormat format) {
+  Network(const KernelSet& k, int threads, Kind kind) {
     Random random(50);
     words = random.normals(kWords * kFeatures), places = random.normals(kPlaces * kFeatures);
     gamma = random.normals(kFeatures), beta = random.normals(kFeatures);
     program = std::make_unique<Program>(k, threads);
     Program& p = *program;
-    const auto linear = [&](int x, int rows, int columns, int residual, Unary act) {
-      const std::vector<float> w = random_weight(random, rows, columns, format == WeightFormat::dense ? 0.0 : 0.6, 1);
+    const Quantization fixed{0.03f, 120.0f};
+    const auto quantize = [&](int x) {
+      return p.add_quantize("quantize", x,
+                            kind == Kind::block1x4_static ? std::optional<Quantization>(fixed) : std::nullopt);
+    };
+    // `quantized`: the result too, where the network is one that does so.
+    const auto linear = [&](int x, int rows, int columns, int residual, Unary act, bool quantized = false) {
+      const bool dense = kind == Kind::dense || kind == Kind::dense8_per_token;
+      std::vector<float> w = random_weight(random, rows, columns, dense ? 0.0 : 0.6, 1);
       const std::vector<float> bias = random.normals(static_cast<std::size_t>(rows));
-      Weight weight(espalier::compress({w.data(), rows, columns, columns, 1}), format, 9, p.panel_width());
-      return p.add_linear("linear", x, std::move(weight), bias.data(), residual, act);
+      if (kind <= Kind::block4x1) {
+        const WeightFormat format = static_cast<WeightFormat>(kind);
+        Weight weight(espalier::compress({w.data(), rows, columns, columns, 1}), format, 9, p.panel_width());
+        return p.add_linear("linear", x, std::move(weight), bias.data(), residual, act);
+      }
+      std::vector<std::int16_t> integers;
+      for (float v : w) integers.push_back(static_cast<std::int16_t>(std::clamp(v * 40.0f, -127.0f, 127.0f)));
+      const std::vector<float> scales(static_cast<std::size_t>(rows), 0.02f);
+      Weight8 weight(espalier::compress8(integers.data(), rows, columns, scales.data()),
+                     dense ? WeightFormat8::dense8 : WeightFormat8::block1x4, k);
+      const bool chained = quantized && kind == Kind::block1x4_static;
+      const int in = p.values()[static_cast<std::size_t>(x)].quantized ? x : quantize(x);
+      return p.add_linear8("linear8", in, std::move(weight), bias.data(), residual, act,
+                           chained ? std::optional<Quantization>(fixed) : std::nullopt);
     };
     int x = p.add_embed("embed", kFeatures,
                         {{words.data(), nullptr, nullptr, kWords, 0}, {places.data(), nullptr, nullptr, kPlaces, 1}});
@@ -46,7 +75,7 @@ struct Network {
                           {kHeads, kFeatures / kHeads, kFeatures / kHeads, 0, kFeatures, 2 * kFeatures, 0.35f, -1});
       x = p.add_layer_norm("norm", linear(a, kFeatures, kFeatures, x, Unary::identity), gamma.data(), beta.data(),
                            1e-12f);
-      const int h = linear(x, kInner, kFeatures, -1, Unary::gelu);
+      const int h = linear(x, kInner, kFeatures, -1, Unary::gelu, true);
       x = p.add_layer_norm("norm", linear(h, kFeatures, kInner, x, Unary::identity), gamma.data(), nullptr, 1e-12f);
     }
     p.add_store("tokens", x, 0, kFeatures);
@@ -109,22 +138,20 @@ std::vector<Sequence> corpus() {
   return out;
 }
 
-constexpr WeightFormat kFormats[] = {WeightFormat::dense, WeightFormat::unstructured, WeightFormat::block4x1};
-
 }  // namespace
 
 TEST(results_do_not_depend_on_the_batch_or_the_threads) {
   const std::vector<Sequence> sequences = corpus();
   for (const KernelSet* k : kernel_sets()) {
-    for (WeightFormat format : kFormats) {
-      Network alone(*k, 1, format);
+    for (Kind kind : kKinds) {
+      Network alone(*k, 1, kind);
       std::vector<Results> want;
       for (const Sequence& s : sequences) want.push_back(run(*alone.program, {&s})[0]);
       for (const Results& r : want)
         for (const auto& values : r)
           for (float v : values) CHECK(std::isfinite(v));
       for (int threads : {1, 2, 3, 5}) {
-        Network network(*k, threads, format);
+        Network network(*k, threads, kind);
         Random random(52);
         for (int round = 0; round < 12; ++round) {
           std::vector<std::size_t> chosen;
@@ -136,8 +163,8 @@ TEST(results_do_not_depend_on_the_batch_or_the_threads) {
           for (std::size_t i = 0; i < chosen.size(); ++i)
             for (int o = 0; o < kOutputs; ++o)
               CHECK(got[i][static_cast<std::size_t>(o)] == want[chosen[i]][static_cast<std::size_t>(o)], k->name,
-                    " format ", static_cast<int>(format), " threads ", threads, " batch of ", chosen.size(),
-                    " sequence ", i, " of length ", batch[i]->size(), " output ", o);
+                    " kind ", static_cast<int>(kind), " threads ", threads, " batch of ", chosen.size(), " sequence ",
+                    i, " of length ", batch[i]->size(), " output ", o);
         }
       }
     }
@@ -147,7 +174,7 @@ TEST(results_do_not_depend_on_the_batch_or_the_threads) {
 TEST(callers_take_turns) {
   const std::vector<Sequence> sequences = corpus();
   for (const KernelSet* k : kernel_sets()) {
-    Network network(*k, 2, WeightFormat::unstructured);
+    Network network(*k, 2, Kind::block1x4_static);
     std::vector<Results> want;
     for (const Sequence& s : sequences) want.push_back(run(*network.program, {&s})[0]);
     std::vector<int> wrong(4);
@@ -168,7 +195,7 @@ TEST(callers_take_turns) {
 // would not, so only finite masks are promised.
 TEST(masking_is_like_leaving_out) {
   for (const KernelSet* k : kernel_sets()) {
-    Network network(*k, 2, WeightFormat::dense);
+    Network network(*k, 2, Kind::dense);
     const Sequence full = corpus()[15];
     const Sequence part(full.begin(), full.begin() + 37);
     std::vector<float> bias(full.size(), 0.0f);
@@ -182,7 +209,7 @@ TEST(masking_is_like_leaving_out) {
 
 TEST(what_does_not_fit_is_refused) {
   const KernelSet& k = *kernel_sets().front();
-  Network network(k, 1, WeightFormat::dense);
+  Network network(k, 1, Kind::dense);
   Sequence bad = {1, 2, kWords};
   CHECK_THROWS(run(*network.program, {&bad}), "index 50 is outside the 50 rows");
   bad[2] = -1;
@@ -198,10 +225,29 @@ TEST(what_does_not_fit_is_refused) {
   CHECK_THROWS(p.add_store("y", x, 4, 5), "out of range");
   CHECK_THROWS(p.add_attention("a", x, x, x, {3, 3, 3, 0, 0, 0, 1.0f, -1}), "do not fit");
   CHECK_THROWS(p.add_select("s", 7, 0), "does not exist");
+  const int q = p.add_quantize("q", x, std::nullopt);
+  CHECK_THROWS(p.add_unary("u", q, Unary::relu), "reads a quantised value");
+  CHECK_THROWS(p.add_store("y", q, 0, 8), "reads a quantised value");
+  CHECK_THROWS(p.add_quantize("q", q, std::nullopt), "reads a quantised value");
+  CHECK_THROWS(p.add_dequantize("d", x), "reads one of floats");
+  CHECK_THROWS(p.add_dequantize("d", 9), "does not exist");
+  for (float scale : {0.0f, -1.0f, kNan, kInf})
+    CHECK_THROWS(p.add_quantize("q", x, Quantization{scale, 0.0f}), "scale must be positive");
+  for (float zero : {-1.0f, 256.0f, 0.5f, kNan})
+    CHECK_THROWS(p.add_quantize("q", x, Quantization{1.0f, zero}), "zero point must be an integer");
+  const std::vector<std::int16_t> w(24, 1);
+  const std::vector<float> scales(3, 1.0f);
+  const auto weight = [&](int columns) {
+    return Weight8(espalier::compress8(w.data(), 3, columns, scales.data()), WeightFormat8::dense8, k);
+  };
+  CHECK_THROWS(p.add_linear8("l", q, weight(7), nullptr, -1, Unary::relu, {}), "does not fit its input");
+  CHECK_THROWS(p.add_linear8("l", x, weight(8), nullptr, -1, Unary::relu, {}), "reads one of floats");
+  CHECK_THROWS(p.add_linear8("l", q, weight(8), nullptr, x, Unary::identity, {}), "residual does not fit");
+  CHECK_THROWS(p.add_linear8("l", q, weight(8), nullptr, -1, Unary::relu, Quantization{0.0f, 1.0f}), "scale must be");
 }
 
 TEST(profile_counts_runs) {
-  Network network(*kernel_sets().front(), 2, WeightFormat::dense);
+  Network network(*kernel_sets().front(), 2, Kind::dense);
   const Sequence s = {1, 2, 3};
   run(*network.program, {&s});
   run(*network.program, {&s});

@@ -6,19 +6,20 @@
 
 using namespace testing;
 using espalier::ArchFlags;
+using espalier::flags_named;
 using espalier::Isa;
 using espalier::select_isa;
 using espalier::WeightFormat;
 using espalier::WeightStats;
 
 TEST(instruction_sets_of_made_up_processors) {
-  ArchFlags none, neon, avx2, avx512, odd;
-  neon.neon = avx2.avx2 = avx512.avx2 = avx512.avx512 = odd.avx512 = true;
+  const ArchFlags none, neon = flags_named({"neon"}), avx2 = flags_named({"avx2"}),
+                        avx512 = flags_named({"avx2", "avx512"});
   CHECK(select_isa(none, "") == Isa::scalar);
   CHECK(select_isa(neon, "") == Isa::neon);
   CHECK(select_isa(avx2, "") == Isa::avx2);
   CHECK(select_isa(avx512, "") == Isa::avx512);
-  CHECK(select_isa(odd, "") == Isa::scalar, "AVX-512 without AVX2 is no processor we build for");
+  CHECK(select_isa(flags_named({"avx512"}), "") == Isa::scalar, "AVX-512 without AVX2 is no processor we build for");
   CHECK(select_isa(avx512, "avx2") == Isa::avx2);
   CHECK(select_isa(avx512, "neon") == Isa::scalar);
   CHECK(select_isa(avx512, "scalar") == Isa::scalar);
@@ -26,10 +27,30 @@ TEST(instruction_sets_of_made_up_processors) {
   CHECK(select_isa(neon, "avx512") == Isa::neon);
 }
 
+TEST(dot_product_instructions_of_made_up_processors) {
+  const ArchFlags alder_lake = flags_named({"avx2", "avx_vnni"}), zen4 = flags_named({"avx2", "avx512", "avx512_vnni"}),
+                  sapphire_rapids = flags_named({"avx2", "avx_vnni", "avx512", "avx512_vnni", "amx_int8"}),
+                  graviton2 = flags_named({"neon", "dotprod"});
+  CHECK(select_isa(alder_lake, "") == Isa::avx_vnni);
+  CHECK(select_isa(alder_lake, "avx2") == Isa::avx2);
+  CHECK(select_isa(alder_lake, "avx512_vnni") == Isa::avx_vnni);
+  CHECK(select_isa(zen4, "") == Isa::avx512_vnni);
+  CHECK(select_isa(zen4, "avx512") == Isa::avx512);
+  CHECK(select_isa(zen4, "avx_vnni") == Isa::avx2, "Zen 4 has the wide form alone");
+  CHECK(select_isa(sapphire_rapids, "") == Isa::avx512_vnni);
+  CHECK(select_isa(sapphire_rapids, "avx_vnni") == Isa::avx_vnni);
+  CHECK(select_isa(graviton2, "") == Isa::neon_dot);
+  CHECK(select_isa(graviton2, "neon") == Isa::neon);
+  CHECK(select_isa(flags_named({"dotprod", "avx_vnni", "avx512_vnni"}), "") == Isa::scalar,
+        "nothing without what it builds on");
+  CHECK_THROWS(flags_named({"avx2", "mmx"}), "no processor flag 'mmx'");
+}
+
 TEST(unknown_cap_names_the_known_ones) {
-  for (const char* known : {"scalar", "neon", "avx2", "avx512"}) {
-    CHECK_THROWS(select_isa({}, "sse9"), known);
-    CHECK(!espalier::isa_name(select_isa({}, known)).empty());
+  for (Isa known : espalier::known_isas()) {
+    const std::string name(espalier::isa_name(known));
+    CHECK_THROWS(select_isa({}, "sse9"), name);
+    CHECK(select_isa({}, name) == Isa::scalar);
   }
   CHECK_THROWS(select_isa({}, "AVX2"), "ESPALIER_MAX_ISA");
   CHECK_THROWS(select_isa({}, "avx2 "), "ESPALIER_MAX_ISA");
@@ -38,13 +59,13 @@ TEST(unknown_cap_names_the_known_ones) {
 TEST(this_processor_gets_only_what_it_has) {
   const ArchFlags flags = espalier::detect_arch();
   const Isa chosen = select_isa(flags, "");
-  CHECK(chosen != Isa::avx512 || flags.avx512);
-  CHECK(chosen != Isa::avx2 || flags.avx2);
-  CHECK(chosen != Isa::neon || flags.neon);
+  CHECK(chosen < Isa::avx512 || flags.avx512);
+  CHECK(chosen < Isa::avx2 || flags.avx2);
+  CHECK((chosen != Isa::neon && chosen != Isa::neon_dot) || flags.neon);
   const auto built = espalier::built_isas();
   CHECK(std::find(built.begin(), built.end(), chosen) != built.end(), "this build lacks kernels for its own processor");
   CHECK(built.front() == Isa::scalar);
-  for (Isa isa : {Isa::scalar, Isa::neon, Isa::avx2, Isa::avx512})
+  for (Isa isa : espalier::known_isas())
     if (std::find(built.begin(), built.end(), isa) == built.end())
       CHECK_THROWS(espalier::kernels_for(isa), "no kernels");
 }
@@ -83,9 +104,28 @@ TEST(candidates_are_sane) {
   CHECK(first(all / 10, all / 40) == WeightFormat::block4x1);
 }
 
+TEST(candidates_for_integers_are_sane) {
+  for (bool pairs_saturate : {false, true}) {
+    for (int groups : {3, 4, 6}) {
+      const std::int64_t all = 3072 * 768 / 4;
+      for (std::int64_t blocks : {std::int64_t{0}, all / 20, all / 5, all}) {
+        const auto found = espalier::candidates8({3072, 768, blocks}, groups, pairs_saturate);
+        CHECK(found.size() == 2 && found[0].format != found[1].format);
+        CHECK(found[0].cycles <= found[1].cycles && found[0].cycles > 0.0 && std::isfinite(found[1].cycles));
+        const auto cheapest = blocks == all ? espalier::WeightFormat8::dense8 : espalier::WeightFormat8::block1x4;
+        CHECK(found[0].format == cheapest, blocks, " of ", all, " blocks");
+      }
+    }
+  }
+}
+
 TEST(offsets_of_the_widest_chunk_fit) {
   for (int width : {4, 12, 16, 24, 32, 64, 96}) {
     const int widest = espalier::max_chunk(width);
     CHECK((widest - 1) * width <= 65535 && widest * width > 65535, "width ", width);
+  }
+  for (const auto& [lanes, groups] : {std::pair{4, 4}, {4, 6}, {8, 3}, {16, 4}}) {
+    const int stride = lanes * groups * espalier::kFeatureBlock, unit = espalier::offset_unit(lanes);
+    CHECK(stride % unit == 0 && 65535 / espalier::kFeatureBlock * (stride / unit) <= 65535, lanes, " lanes");
   }
 }

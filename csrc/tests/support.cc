@@ -1,6 +1,7 @@
 #include "support.h"
 
 #include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -49,6 +50,21 @@ std::vector<float> random_weight(Random& random, int rows, int columns, double s
     }
   }
   return w;
+}
+
+espalier::reference::Quantized unpack(const espalier::KernelSet& k, const std::uint8_t* panel, int features,
+                                      int lanes) {
+  const std::size_t nb = static_cast<std::size_t>(k.lanes * k.max_groups), n = static_cast<std::size_t>(lanes);
+  const std::uint8_t* end = panel + round_rows(features) * nb;
+  espalier::reference::Quantized out;
+  for (std::size_t f = 0; f < static_cast<std::size_t>(features); ++f)
+    for (std::size_t lane = 0; lane < n; ++lane)
+      out.q.push_back(panel[(f / 4 * nb + lane) * 4 + f % 4] ^ (k.signed_bytes ? 128 : 0));
+  out.scale.resize(n), out.zero.resize(n);
+  std::memcpy(out.scale.data(), end, n * sizeof(float));
+  std::memcpy(out.zero.data(), end + nb * sizeof(float), n * sizeof(float));
+  for (float& z : out.zero) z += k.signed_bytes ? 128.0f : 0.0f;
+  return out;
 }
 
 void compare(const char* where, const float* panel, int width, int lanes, int first, int last,

@@ -22,6 +22,9 @@ inline constexpr float kSentinel = -12345.75f;
 // Kernel sets of this build that this processor can run.
 std::vector<const espalier::KernelSet*> kernel_sets();
 
+// And emulations of those for other processors: slow, and only their 8 bit kernels differ.
+std::vector<const espalier::KernelSet*> kernel_sets_and_emulations();
+
 // Deterministic on every platform, unlike the standard distributions.
 class Random {
  public:
@@ -68,6 +71,14 @@ inline bool agrees(double got, double want, double bound) {
   if (std::isinf(want)) return got == want;
   if (std::fabs(want) > 3.4028235e38 && std::isinf(got)) return (got > 0) == (want > 0);  // beyond a float's range
   return std::fabs(got - want) <= bound;
+}
+
+// A quantised panel as the tests want it, whatever the set keeps in it.
+espalier::reference::Quantized unpack(const espalier::KernelSet& k, const std::uint8_t* panel, int features, int lanes);
+
+inline std::size_t quantized_bytes(const espalier::KernelSet& k, int features) {
+  return (round_rows(features) + espalier::kQuantizedExtra * sizeof(float)) *
+         static_cast<std::size_t>(k.lanes * k.max_groups);
 }
 
 // Compares features [first, last) of a panel with a reference of `lanes` lanes.

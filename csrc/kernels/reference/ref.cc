@@ -131,6 +131,63 @@ Result linear(const float* weight, int rows, int columns, const float* x, int wi
   return out;
 }
 
+namespace {
+
+// Operations of floats, each rounded once: double is wide enough that its own rounding does not show, and no compiler
+// can fuse two of them.
+float plus(double a, double b) { return static_cast<float>(a + b); }
+float times(double a, double b) { return static_cast<float>(a * b); }
+float over(double a, double b) { return static_cast<float>(a / b); }
+
+float to_range(float q) { return std::isnan(q) ? 0.0f : std::clamp(q, 0.0f, 255.0f); }
+
+}  // namespace
+
+Quantized quantize(const float* x, int features, int width, int lanes, const Quantization* fixed) {
+  Quantized out;
+  for (int lane = 0; lane < lanes; ++lane) {
+    float low = 0.0f, high = 0.0f;
+    bool finite = true;
+    for (int f = 0; f < features; ++f) {
+      const float v = x[at(f, width, lane)];
+      finite = finite && std::isfinite(v);
+      low = v < low ? v : low;
+      high = v > high ? v : high;
+    }
+    const float range = plus(high, -low);
+    const float step = finite && std::isfinite(range) ? over(range, 255.0) : std::nanf("");
+    const float scale = fixed != nullptr ? fixed->scale : step == 0.0f ? 1.0f : step;
+    out.scale.push_back(scale);
+    out.zero.push_back(fixed != nullptr ? fixed->zero : to_range(std::nearbyint(over(-low, scale))));
+  }
+  for (int f = 0; f < features; ++f)
+    for (int lane = 0; lane < lanes; ++lane) {
+      const std::size_t l = static_cast<std::size_t>(lane);
+      out.q.push_back(
+          static_cast<int>(to_range(plus(std::nearbyint(over(x[at(f, width, lane)], out.scale[l])), out.zero[l]))));
+    }
+  return out;
+}
+
+std::vector<float> linear8(const std::int16_t* w, const float* scales, int rows, int columns, const Quantized& x,
+                           const Epilogue& e, int width) {
+  const int lanes = static_cast<int>(x.scale.size());
+  std::vector<float> out;
+  for (int m = 0; m < rows; ++m) {
+    for (int lane = 0; lane < lanes; ++lane) {
+      const std::size_t l = static_cast<std::size_t>(lane);
+      std::int64_t sum = 0;
+      for (int k = 0; k < columns; ++k)
+        sum += (x.q[at(k, lanes, lane)] - static_cast<int>(x.zero[l])) * w[at(m, columns, k)];
+      float y = times(times(static_cast<float>(sum), x.scale[l]), scales[m]);
+      y = plus(y, e.bias == nullptr ? 0.0f : e.bias[m]);
+      if (e.residual != nullptr) y = plus(y, e.residual[at(m, width, lane)]);
+      out.push_back(y);
+    }
+  }
+  return out;
+}
+
 Result layer_norm(const float* x, int features, int width, int lanes, const float* gamma, const float* beta,
                   float epsilon) {
   Result out = sized(features, lanes);

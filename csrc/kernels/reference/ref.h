@@ -4,6 +4,7 @@
 // `bound`, where there is one, is the error that float arithmetic may make under the stated formula.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "kernels/kernel_set.h"
@@ -28,6 +29,20 @@ double binary(Binary op, double a, double b);
 // so that 0 * inf does not. bound: (K + 4) epsilon (sum |w x| + |bias| + |residual|), carried through the activation.
 Result linear(const float* weight, int rows, int columns, const float* x, int width, int lanes, int first, int last,
               const Epilogue& e);
+
+// Tokens quantised to 8 bits.
+struct Quantized {
+  std::vector<int> q;        // [features][lanes]
+  std::vector<float> scale;  // [lanes]
+  std::vector<float> zero;   // [lanes]
+};
+
+// Exactly what kernels give: see kernel_set.h. `fixed` null: per token.
+Quantized quantize(const float* x, int features, int width, int lanes, const Quantization* fixed);
+
+// Rows of W x before the activation, exactly what kernels give: [rows][lanes]. w: [rows][columns] within [-255, 255].
+std::vector<float> linear8(const std::int16_t* w, const float* scales, int rows, int columns, const Quantized& x,
+                           const Epilogue& e, int width);
 
 // bound: mean off by d = (F + 2) epsilon mean|x|, then (2 d / sigma (1 + |z|) + (F + 8) epsilon |z|) |gamma| + epsilon
 // |beta| for z = (x - mean) / sigma.

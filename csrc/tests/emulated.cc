@@ -1,0 +1,62 @@
+// Kernel sets for instruction sets that may not be at hand: the same source over plain arrays, of the same shape, with
+// what their dot-product instructions do.
+#include "support.h"
+
+#include "kernels/reference/instructions.h"
+
+namespace espalier {
+namespace {
+
+namespace avx2 {
+constexpr int LANES = 8, MAX_GROUPS = 3;
+using Dot = reference::Maddubs;
+#include "kernels/vec/scalar.h"
+#include "kernels/kernels.inl"
+constexpr KernelSet kSet = make_kernel_set("emulated avx2");
+}  // namespace avx2
+
+namespace avx_vnni {
+constexpr int LANES = 8, MAX_GROUPS = 3;
+using Dot = reference::Dpbusd;
+#include "kernels/vec/scalar.h"
+#include "kernels/kernels.inl"
+constexpr KernelSet kSet = make_kernel_set("emulated avx_vnni");
+}  // namespace avx_vnni
+
+namespace avx512_vnni {
+constexpr int LANES = 16, MAX_GROUPS = 4;
+using Dot = reference::Dpbusd;
+#include "kernels/vec/scalar.h"
+#include "kernels/kernels.inl"
+constexpr KernelSet kSet = make_kernel_set("emulated avx512_vnni");
+}  // namespace avx512_vnni
+
+namespace neon {
+constexpr int LANES = 4, MAX_GROUPS = 6;
+using Dot = reference::Smull;
+#include "kernels/vec/scalar.h"
+#include "kernels/kernels.inl"
+constexpr KernelSet kSet = make_kernel_set("emulated neon");
+}  // namespace neon
+
+namespace neon_dot {
+constexpr int LANES = 4, MAX_GROUPS = 6;
+using Dot = reference::Sdot;
+#include "kernels/vec/scalar.h"
+#include "kernels/kernels.inl"
+constexpr KernelSet kSet = make_kernel_set("emulated neon_dot");
+}  // namespace neon_dot
+
+}  // namespace
+}  // namespace espalier
+
+namespace testing {
+
+std::vector<const espalier::KernelSet*> kernel_sets_and_emulations() {
+  std::vector<const espalier::KernelSet*> out = kernel_sets();
+  out.insert(out.end(), {&espalier::avx2::kSet, &espalier::avx_vnni::kSet, &espalier::avx512_vnni::kSet,
+                         &espalier::neon::kSet, &espalier::neon_dot::kSet});
+  return out;
+}
+
+}  // namespace testing
