@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from espalier.cli import files, show
-from espalier.cli.entry import INTERRUPTED, debug_option
+from espalier.cli.entry import INTERRUPTED, debug_option, json_option
 from espalier.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
@@ -65,14 +65,7 @@ _TRAINING = (
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint in the output folder.")
 @click.option("--no-measure", is_flag=True, help="Do not time the result beside the dense model.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
-@click.option(
-    "--json",
-    "json_to",
-    is_flag=False,
-    flag_value="-",
-    metavar="[FILE]",
-    help="Write the whole report as JSON.  [stdout without FILE]",
-)
+@json_option("Write the whole report as JSON.")
 @debug_option
 @click.pass_context
 def compress(context: click.Context, /, model: Path, output: Path, json_to: str | None, **options: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
@@ -31,6 +32,19 @@ def debug_option(command: F) -> F:
     )
     decorated: F = decorate(command)
     return decorated
+
+
+def json_option(description: str) -> Callable[[F], F]:
+    """``--json [FILE]``, as ``json_to``: None, a file's name, or ``-`` for standard output."""
+    decorate: Callable[[F], F] = click.option(
+        "--json",
+        "json_to",
+        is_flag=False,
+        flag_value="-",
+        metavar="[FILE]",
+        help=f"{description}  [stdout without FILE]",
+    )
+    return decorate
 
 
 class EspalierGroup(click.Group):
