@@ -36,7 +36,7 @@ def debug_option(command: F) -> F:
 
 def json_option(description: str) -> Callable[[F], F]:
     """``--json [FILE]``, as ``json_to``: None, a file's name, or ``-`` for standard output."""
-    decorate: Callable[[F], F] = click.option(
+    decorate: Any = click.option(
         "--json",
         "json_to",
         is_flag=False,
@@ -44,7 +44,12 @@ def json_option(description: str) -> Callable[[F], F]:
         metavar="[FILE]",
         help=f"{description}  [stdout without FILE]",
     )
-    return decorate
+
+    def option(command: F) -> F:
+        decorated: F = decorate(command)
+        return decorated
+
+    return option
 
 
 class EspalierGroup(click.Group):
