@@ -1,21 +1,21 @@
 """Lowering: a native graph becomes an engine program.
 
 The engine works on packed tokens, so what the graph says about batches (masks, positions, biases) is separated here
-into :class:`Plumbing`, which :mod:`espalier.compiler.native` follows at every run. Epilogues are fused on the way:
+into its :class:`Plumbing`, which :mod:`espalier.compiler.packed` follows at every run. Epilogues are fused on the way:
 the sum of embeddings, a linear layer with its activation or its residual.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from espalier.compiler.formats import Tuner
 from espalier.compiler.matrices import ScaledTable, SparseConstant
+from espalier.compiler.plumbing import HostFunction, Output, bias_function, host_function, masks_of, stores_of
 from espalier.errors import GraphError, InputShapeError, UnsupportedModelError
 from espalier.ir.graph import Graph, Node
 
@@ -27,12 +27,6 @@ ENGINE_ACTIVATIONS = frozenset(
     | {"softplus", "sqrt", "tanh"}
 )
 _BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
-_HARD_MASK = -1000.0
-"""A mask value at or below this makes a key's probability exactly zero, so that masked tokens may be left out."""
-
-
-HostFunction = Callable[[dict[str, np.ndarray], int, int], np.ndarray]
-"""Computes a small tensor from the padded inputs, the batch size and the padded length."""
 
 
 @dataclass(frozen=True)
@@ -52,39 +46,6 @@ class Layer:
     def sparsity(self) -> float:
         """Share of zeros."""
         return 1.0 - self.nonzeros / max(1, self.shape[0] * self.shape[1])
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where an output comes from: ``number`` of the engine's store, and how rows become the graph's tensor."""
-
-    name: str
-    number: int
-    domain: str
-    width: int
-    squeeze: bool
-    dtype: str
-
-
-@dataclass
-class Plumbing:
-    """What each run has to feed the program.
-
-    ``indices``: per index input what computes its ``[B, S]`` or ``[1, S]`` integers. ``floats``: per float input its
-    graph name and domain. ``biases``: per bias input what computes it in the engine's layout,
-    ``[B|1, H|1, keys, queries + a panel]``.
-    """
-
-    indices: list[HostFunction] = field(default_factory=list)
-    floats: list[tuple[str, str]] = field(default_factory=list)
-    biases: list[HostFunction] = field(default_factory=list)
-    outputs: list[Output] = field(default_factory=list)
-    key_mask: str = ""
-    mask_value: float = 0.0
-    mean_mask: str = ""
-    columns: list[int] = field(default_factory=list)
-    """Columns that SelectToken reads: a row that leaves one of them out cannot be unpadded."""
-    may_unpad: bool = False
 
 
 @dataclass
@@ -114,8 +75,7 @@ class Lowering:
         self.program = program
         self.tuner = tuner
         self.threads = threads
-        self.exact_padding = exact_padding
-        self.plumbing = Plumbing()
+        self.plumbing = masks_of(graph, exact_padding=exact_padding)
         self.layers: list[Layer] = []
         self._consumers = graph.consumers()
         self._values: dict[str, _Value | _Sum | Node] = {}
@@ -125,11 +85,10 @@ class Lowering:
         self._matrices: dict[str, SparseMatrix] = {}
         self._unused: dict[str, int] = {}
         self._features: dict[int, int] = {}
-        self._stores = self._resolve_outputs()
+        self._stores = stores_of(graph, self._producers)
 
     def run(self) -> None:
         """Raises UnsupportedModelError when the engine has no way to run the graph, GraphError when it is malformed."""
-        self._check_masks()
         self._compress_weights()
         for name in self.graph.inputs:
             kind = self.graph.types[name]
@@ -158,31 +117,12 @@ class Lowering:
             name in node.inputs[: 3 if node.op == "Attention" else None] for node in self._consumers.get(name, [])
         )
 
-    def _resolve_outputs(self) -> dict[str, list[tuple[str, int, int | None, bool, str]]]:
-        """Graph outputs by the value they are stored from: (output, first, width or None for all, squeeze, dtype)."""
-        stores: dict[str, list[tuple[str, int, int | None, bool, str]]] = {}
-        for output in self.graph.outputs:
-            name, first, width, squeeze = output, 0, None, False
-            dtype = self.graph.types[output].dtype
-            while name in self._producers and self._producers[name].op in ("Cast", "SliceFeatures"):
-                node = self._producers[name]
-                if node.op == "SliceFeatures":
-                    if squeeze:
-                        break
-                    if width is None:
-                        width = node.attrs["stop"] - node.attrs["start"]
-                        squeeze = node.attrs["squeeze"]
-                    first += node.attrs["start"]
-                name = node.inputs[0]
-            stores.setdefault(name, []).append((output, first, width, squeeze, dtype))
-        return stores
-
     def _define(self, name: str, value: _Value) -> None:
         self._values[name] = value
-        for output, first, width, squeeze, dtype in self._stores.get(name, []):
-            width = value.width if width is None else width
-            number = self.program.add_store(output, value.id, value.first + first, width)
-            self.plumbing.outputs.append(Output(output, number, value.domain, width, squeeze, dtype))
+        for store in self._stores.get(name, []):
+            width = value.width if store.width is None else store.width
+            number = self.program.add_store(store.output, value.id, value.first + store.first, width)
+            self.plumbing.outputs.append(Output(store.output, number, value.domain, width, store.squeeze, store.dtype))
 
     def _value(self, name: str) -> _Value:
         """The engine value of ``name``, emitting what was put off."""
@@ -254,34 +194,16 @@ class Lowering:
     def _index_input(self, name: str) -> int:
         if name not in self._index_inputs:
             self._index_inputs[name] = len(self.plumbing.indices)
-            self.plumbing.indices.append(self._host_function(name))
+            self.plumbing.indices.append(host_function(self.graph, self._producers, name))
         return self._index_inputs[name]
-
-    def _host_function(self, name: str) -> HostFunction:
-        """What computes a small tensor outside the engine: an input, a constant, or a native op over those."""
-        from espalier.ir.ops import OPS
-
-        if name in self.graph.constants:
-            constant = np.asarray(self.graph.constants[name])
-            return lambda _feeds, _batch, _seq: constant
-        node = self._producers.get(name)
-        if node is None:
-            return lambda feeds, _batch, _seq: feeds[name]
-        if node.op == "Positions":
-            offset = node.attrs["offset"]
-            return lambda _feeds, _batch, seq: np.arange(offset, offset + seq, dtype=np.int32)[None]
-        if node.op not in ("PositionsFromIds", "RelativeBias"):
-            raise UnsupportedModelError(f"{name!r} is computed by {node.op}, which cannot feed an index or a bias")
-        operands = [self._host_function(operand) for operand in node.inputs]
-        spec, attrs = OPS[node.op], node.attrs
-        return lambda feeds, batch, seq: spec.apply([operand(feeds, batch, seq) for operand in operands], attrs)
 
     def _bias_input(self, name: str) -> int:
         if name not in self._bias_inputs:
             self._bias_inputs[name] = len(self.plumbing.biases)
-            function = _key_major(self._host_function(name), self.program.panel_width)
-            fixed = name in self._producers or name in self.graph.constants
-            self.plumbing.biases.append(_remember_last(function) if fixed else function)
+            spare = self.program.panel_width
+            self.plumbing.biases.append(
+                bias_function(self.graph, self._producers, name, lambda function: _key_major(function, spare))
+            )
         return self._bias_inputs[name]
 
     # ---- operations --------------------------------------------------------------------------------------------------
@@ -502,32 +424,6 @@ class Lowering:
     def _label(self, node: Node) -> str:
         return node.name or node.outputs[0]
 
-    # ---- masks -------------------------------------------------------------------------------------------------------
-
-    def _check_masks(self) -> None:
-        """The engine knows one mask per batch: every attention must use the same, and so must means to be unpadded."""
-        plumbing = self.plumbing
-        attentions = [node for node in self.graph.nodes if node.op == "Attention"]
-        masks = {
-            (node.inputs[3], node.attrs["mask_value"]) if len(node.inputs) > 3 and node.inputs[3] else ("", 0.0)
-            for node in attentions
-        }
-        if len(masks) > 1:
-            raise UnsupportedModelError("the attention layers use different masks; the engine takes one per batch")
-        if masks:
-            plumbing.key_mask, plumbing.mask_value = masks.pop()
-        means = {node.inputs[1] for node in self.graph.nodes if node.op == "MaskedMean"}
-        if len(means) > 1:
-            raise UnsupportedModelError("the means use different masks; the engine takes one per batch")
-        if means:
-            plumbing.mean_mask = means.pop()
-        plumbing.may_unpad = (
-            bool(plumbing.key_mask)
-            and not self.exact_padding
-            and plumbing.mask_value <= _HARD_MASK
-            and plumbing.mean_mask in ("", plumbing.key_mask)
-        )
-
 
 def _key_major(function: HostFunction, spare: int) -> HostFunction:
     """``[B|1, H|1, S|1, S]`` (queries, keys) with keys first and ``spare`` unused queries at the end."""
@@ -543,18 +439,3 @@ def _key_major(function: HostFunction, spare: int) -> HostFunction:
         return out
 
     return key_major
-
-
-def _remember_last(function: HostFunction) -> HostFunction:
-    """Keep the result for the last sequence length: it depends on nothing else."""
-    last: list[tuple[int, np.ndarray]] = []
-
-    def remembered(feeds: dict[str, np.ndarray], batch: int, seq: int) -> np.ndarray:
-        for known, array in last:
-            if known == seq:
-                return array
-        array = function(feeds, batch, seq)
-        last[:] = [(seq, array)]
-        return array
-
-    return remembered

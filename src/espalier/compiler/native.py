@@ -1,15 +1,14 @@
-"""A compiled native segment: padded or ragged tensors in and out, packed tokens in between."""
+"""A native segment compiled for the engine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from espalier.compiler.formats import Tuner
-from espalier.compiler.lower import Layer, Lowering, Output, Plumbing
+from espalier.compiler.lower import Layer, Lowering
+from espalier.compiler.packed import PackedBatch, PackedProgram, token_input
 from espalier.ir.graph import Graph
 
 
@@ -22,19 +21,8 @@ class OpTime:
     share: float
 
 
-@dataclass
-class _Packing:
-    """Which tokens of a padded batch run. ``kept`` is None when all do."""
-
-    lengths: np.ndarray
-    starts: np.ndarray
-    kept: np.ndarray | None
-    key_bias: np.ndarray | None
-    token_weights: np.ndarray | None
-
-
-class NativeProgram:
-    """A native graph, compiled for this machine. Safe to call from several threads at once.
+class NativeProgram(PackedProgram):
+    """A native graph, compiled for this machine's CPU. Safe to call from several threads at once.
 
     ``exact_padding``: compute padding tokens too, as ONNX Runtime does, for graphs whose padding something reads.
     """
@@ -48,31 +36,9 @@ class NativeProgram:
         lowering = Lowering(graph, self._program, tuner, threads=threads, exact_padding=exact_padding)
         lowering.run()
         tuner.save()
-        self._plumbing: Plumbing = lowering.plumbing
+        self._plumbing = lowering.plumbing
         self._layers = tuple(lowering.layers)
-        self._tokens_from = _token_input(graph, self._plumbing)
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name for padded inputs by name. Rows at padding positions of token outputs are zero.
-
-        Raises InputShapeError for a bias that does not fit, EngineError for an index outside its table.
-        """
-        batch, seq = self._extents(feeds)
-        packing = self._pack(feeds, batch, seq)
-        found = self._execute(feeds, packing, batch, seq)
-        return {o.name: self._padded(o, found[o.number], packing, batch, seq) for o in self._plumbing.outputs}
-
-    def run_ragged(self, feeds: Mapping[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
-        """One array per sequence and input, without the batch axis; the same per output. Padding is never computed."""
-        if not self._tokens_from:
-            stacked = {name: np.stack(rows) for name, rows in feeds.items()}
-            return {name: list(array) for name, array in self.run(stacked).items()}
-        own = np.array([len(row) for row in feeds[self._tokens_from]], np.int32)
-        batch, seq = len(own), int(own.max(initial=0))
-        padded = {name: _pad(rows, own, seq) for name, rows in feeds.items()}
-        packing = self._pack(padded, batch, seq, own)
-        found = self._execute(padded, packing, batch, seq)
-        return {o.name: self._split(o, found[o.number], packing, own, seq) for o in self._plumbing.outputs}
+        self._tokens_from = token_input(graph, self._plumbing)
 
     def profile(self) -> list[OpTime]:
         """Time by operation, averaged over the runs so far."""
@@ -88,130 +54,22 @@ class NativeProgram:
         """Every weight: its format, shape and zeros."""
         return self._layers
 
-    # ---- batches -----------------------------------------------------------------------------------------------------
-
-    def _extents(self, feeds: Mapping[str, np.ndarray]) -> tuple[int, int]:
-        if self._tokens_from:
-            shape = feeds[self._tokens_from].shape
-            return int(shape[0]), int(shape[1])
-        return int(feeds[self._plumbing.floats[0][0]].shape[0]), 1
-
-    def _pack(self, feeds: Mapping[str, np.ndarray], batch: int, seq: int, own: np.ndarray | None = None) -> _Packing:
-        """Which tokens run. ``own``: the true length of each row when the padding is ours."""
-        plumbing = self._plumbing
-        columns = np.arange(seq)
-        lengths = np.full(batch, seq, np.int32) if own is None else own
-        starts = np.zeros(batch, np.int32)
-        mask = feeds[plumbing.key_mask] != 0 if plumbing.key_mask else None
-        if plumbing.may_unpad and mask is not None and batch and seq:
-            first = mask.argmax(axis=1)
-            last = seq - 1 - mask[:, ::-1].argmax(axis=1)
-            count = mask.sum(axis=1)
-            simple = (count > 0) & (last - first + 1 == count)
-            for column in plumbing.columns:
-                at = column + (lengths if own is not None else seq) if column < 0 else column
-                simple &= (first <= at) & (at <= last)
-            lengths = np.where(simple, count, lengths).astype(np.int32)
-            starts = np.where(simple, first, 0).astype(np.int32)
-        kept = (columns >= starts[:, None]) & (columns < (starts + lengths)[:, None])
-        everything = bool(kept.all())
-        selected: Any = ... if everything else kept
-        key_bias = None
-        if mask is not None and not mask[selected].all():
-            key_bias = np.where(mask[selected], np.float32(0), np.float32(plumbing.mask_value)).reshape(-1)
-        token_weights = None
-        if plumbing.mean_mask:
-            weights = feeds[plumbing.mean_mask][selected].reshape(-1)
-            if not (weights == 1).all():
-                token_weights = weights.astype(np.float32)
-        return _Packing(lengths, starts, None if everything else kept, key_bias, token_weights)
-
-    def _execute(self, feeds: Mapping[str, np.ndarray], packing: _Packing, batch: int, seq: int) -> list[np.ndarray]:
-        plumbing = self._plumbing
-        tokens = int(packing.lengths.sum())
-        outputs: list[np.ndarray] = [np.empty(0)] * len(plumbing.outputs)
-        for output in plumbing.outputs:
-            rows = tokens if output.domain == "token" else batch
+    def _launch(self, batch: PackedBatch) -> list[np.ndarray]:
+        sequences = len(batch.lengths)
+        outputs: list[np.ndarray] = [np.empty(0)] * len(self._plumbing.outputs)
+        for output in self._plumbing.outputs:
+            rows = batch.tokens if output.domain == "token" else sequences
             outputs[output.number] = np.empty((rows, output.width), np.float32)
-        if batch == 0 or seq == 0:
-            return outputs
-        given = dict(feeds)
-
-        def packed(array: np.ndarray, trailing: tuple[int, ...], dtype: Any) -> np.ndarray:
-            full = np.broadcast_to(array, (batch, seq, *trailing))
-            chosen = full.reshape(tokens, *trailing) if packing.kept is None else full[packing.kept]
-            return np.ascontiguousarray(chosen, dtype)
-
-        indices = [packed(function(given, batch, seq), (), np.int32) for function in plumbing.indices]
-        floats = [
-            packed(given[name], given[name].shape[2:], np.float32)
-            if domain == "token"
-            else np.ascontiguousarray(given[name], np.float32)
-            for name, domain in plumbing.floats
-        ]
-        biases = [function(given, batch, seq) for function in plumbing.biases]
         self._program.run(
-            packing.lengths,
-            np.arange(batch, dtype=np.int32),
-            packing.starts,
-            seq,
-            indices,
-            floats,
-            biases,
-            packing.key_bias,
-            packing.token_weights,
+            batch.lengths,
+            np.arange(sequences, dtype=np.int32),
+            batch.starts,
+            batch.columns,
+            batch.indices,
+            batch.floats,
+            batch.biases,
+            batch.key_bias,
+            batch.token_weights,
             outputs,
         )
         return outputs
-
-    def _padded(self, output: Output, found: np.ndarray, packing: _Packing, batch: int, seq: int) -> np.ndarray:
-        if output.domain == "token":
-            if packing.kept is None:
-                found = found.reshape(batch, seq, output.width)
-            else:
-                scattered = np.zeros((batch, seq, output.width), np.float32)
-                scattered[packing.kept] = found
-                found = scattered
-        return _finish(output, found)
-
-    def _split(
-        self, output: Output, found: np.ndarray, packing: _Packing, own: np.ndarray, seq: int
-    ) -> list[np.ndarray]:
-        if output.domain == "sequence":
-            return list(_finish(output, found))
-        if (packing.lengths == own).all():
-            return [_finish(output, part) for part in np.split(found, np.cumsum(own)[:-1])] if len(own) else []
-        padded = self._padded(output, found, packing, len(own), seq)
-        return [row[:length] for row, length in zip(padded, own, strict=True)]
-
-
-def _finish(output: Output, array: np.ndarray) -> np.ndarray:
-    if output.squeeze:
-        array = array[..., 0]
-    return array if output.dtype == "float32" else array.astype(output.dtype)
-
-
-def _pad(rows: list[np.ndarray], own: np.ndarray, seq: int) -> np.ndarray:
-    """Rows of one value per token side by side, zeros after each. Other rows (one tensor per sequence) are stacked."""
-    first = np.asarray(rows[0]) if rows else np.zeros(0, np.int64)
-    if any(len(row) != length for row, length in zip(rows, own, strict=True)):
-        return np.stack(rows)
-    out = np.zeros((len(rows), seq, *first.shape[1:]), first.dtype)
-    for index, row in enumerate(rows):
-        out[index, : len(row)] = row
-    return out
-
-
-def _token_input(graph: Graph, plumbing: Plumbing) -> str:
-    """A graph input of shape ``[batch, seq, ...]`` to read the extents from; "" when there are only whole sequences."""
-    tokens = [name for name in graph.inputs if _holds_tokens(graph, plumbing, name)]
-    # A batch of 1 may be a table of positions, to be broadcast over the batch.
-    batched = [name for name in tokens if (graph.types[name].shape or (1,))[0] != 1]
-    return (batched or tokens or [""])[0]
-
-
-def _holds_tokens(graph: Graph, plumbing: Plumbing, name: str) -> bool:
-    known = graph.types[name]
-    if known.dtype in ("float32", "float16", "float64"):
-        return (name, "token") in plumbing.floats
-    return known.shape is not None and len(known.shape) == 2
