@@ -38,8 +38,8 @@ class Node:
     """One operation. ``inputs`` and ``outputs`` are value names; an absent optional input is ``""``.
 
     ``attrs`` of a native node are plain Python values, checked by its op spec. ``proto`` is the original
-    ``onnx.NodeProto`` of a foreign node and None for a native one. ``why`` says, for a foreign node, why it
-    is not native (for the report).
+    ``onnx.NodeProto`` of a foreign node and None for a native one. ``why`` is for the report: why a foreign
+    node is not native, or what a native one leaves out.
     """
 
     op: str

@@ -14,6 +14,7 @@ import numpy as np
 
 from espalier.errors import ModelError
 from espalier.ir.graph import Node
+from espalier.ir.quantization import QUANTIZED, dequantize, quantize
 
 Array = np.ndarray
 Maybe = np.ndarray | None
@@ -213,6 +214,34 @@ def _cast(i: list[Maybe], a: Attrs, opset: int) -> Array:
     if dtype is None or dtype.hasobject:
         raise EvaluationError(f"Cast to element type {a['to']}")
     return need(i[0]).astype(dtype)
+
+
+def _parameters(i: list[Maybe], a: Attrs) -> tuple[Array, Array]:
+    """Scale and zero point of Q or DQ, shaped to broadcast over the first operand."""
+    x, scale = need(i[0]), need(i[1])
+    zero = i[2] if len(i) > 2 else None
+    if zero is None:
+        zero = np.zeros((), x.dtype if x.dtype.kind in "iu" else np.uint8)
+    if a.get("block_size") or a.get("output_dtype") or scale.dtype != np.float32 or zero.dtype.name not in _QUANTIZED:
+        raise EvaluationError("a quantisation of blocks or of other types than 8 bit integers")
+    if scale.size == 1 and zero.size == 1:
+        return scale.reshape(()), zero.reshape(())
+    along = [1] * x.ndim
+    along[a.get("axis", 1)] = -1
+    return scale.reshape(along), zero.reshape(along)
+
+
+_QUANTIZED = (*QUANTIZED, "int32")
+
+
+@_rule("QuantizeLinear")
+def _quantize_linear(i: list[Maybe], a: Attrs, opset: int) -> Array:
+    return quantize(need(i[0]), *_parameters(i, a))
+
+
+@_rule("DequantizeLinear")
+def _dequantize_linear(i: list[Maybe], a: Attrs, opset: int) -> Array:
+    return dequantize(need(i[0]), *_parameters(i, a))
 
 
 @_rule("CastLike")

@@ -1,7 +1,8 @@
 """Constant folding: nodes whose inputs are all constants become constants.
 
-Nothing that would copy a weight is evaluated, except a conversion of its element type: half-precision weights
-are converted once here. Transposes and reshapes of weights are NumPy views.
+Nothing that would copy a weight is evaluated, except a conversion of its element type: half-precision weights are
+converted once here, and weights that the model quantises itself are quantised. Integers are never made floats.
+Transposes and reshapes of weights are NumPy views.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ def _foldable(graph: Graph, node: Node) -> bool:
 
 
 def _converts(graph: Graph, node: Node) -> bool:
+    if node.op == "QuantizeLinear":
+        return True
     return node.op == "Cast" and graph.constants[node.inputs[0]].dtype.name in ("float16", "bfloat16", "float64")
 
 
@@ -57,7 +60,7 @@ def _evaluate(graph: Graph, node: Node, opset: int, outputs: set[str]) -> bool:
         return False
     if len(results) < len(node.outputs):
         return False
-    if node.op not in VIEWS and node.op != "Cast" and any(r.size > 16 * SMALL for r in results):
+    if node.op not in VIEWS and not _converts(graph, node) and any(r.size > 16 * SMALL for r in results):
         return False
     for name, array in zip(node.outputs, results, strict=False):
         if not name:

@@ -8,7 +8,7 @@ from espalier.ir.graph import Graph, TensorType
 def lift(graph: Graph) -> Graph:
     """The graph with everything that is proven to be an encoder's part lifted; the rest stays foreign, with ``why``."""
     # The rule modules register themselves.
-    from espalier.passes.lifting import extents, rules_fused, rules_layout, rules_math  # noqa: F401
+    from espalier.passes.lifting import extents, rules_fused, rules_layout, rules_math, rules_quantized  # noqa: F401
     from espalier.passes.lifting.lifter import Lifter, SameExtentError
 
     while True:

@@ -19,7 +19,7 @@ from espalier.ir.graph import Graph, Node, TensorType, node_reads
 MAX_ISLANDS = 4
 """With more native segments than this, the copies between them cost more than the engine wins."""
 
-HEAVY = frozenset({"Linear", "Attention"})
+HEAVY = frozenset({"Linear", "QLinear", "Attention"})
 """Native operations whose work is worth an engine."""
 
 _PROTOBUF_LIMIT = 2**31 - 2**24

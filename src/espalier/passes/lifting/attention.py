@@ -18,10 +18,13 @@ from espalier.passes.symbolic import ONE, Expr
 HIDDEN = -1000.0
 """A score this low has the weight 0 after Softmax in float32, whether it was added or put in the score's place."""
 
+UNROUNDED = "scores and probabilities are not rounded to 8 bits as in the model: the engine has them in float32"
 
-def matmul(lift: Lifter, node: Node, left: Value | None, right: Value | None, alpha: float) -> Value | None:
+
+def matmul(lift: Lifter, name: str, left: Value | None, right: Value | None, alpha: float) -> Value | None:
+    """Of two views: scores; of probabilities and a view: attention, as the value ``name``."""
     if isinstance(left, Scores) and isinstance(right, View):
-        return _mix(lift, left, right, node.outputs[0]) if alpha == 1.0 else None
+        return _mix(lift, left, right, name) if alpha == 1.0 else None
     if isinstance(left, View) and isinstance(right, View):
         return _scores(left, right, alpha)
     return None
@@ -88,7 +91,8 @@ def emit(lift: Lifter, probs: Scores, v: View, name: str) -> View | None:
             bias = lift.foreign("Add", [bias, other], "attention_bias", "float32", shape)
     inputs = [probs.q.name, probs.k.name, v.base.name, probs.key_mask, bias]
     attrs = {"heads": probs.heads, "scale": float(probs.scale), "mask_value": float(probs.mask_value)}
-    return lift.emit("Attention", inputs, attrs, replace(v.base, name=""), axes=v.axes, name=name)
+    why = UNROUNDED if probs.rounded else ""
+    return lift.emit("Attention", inputs, attrs, replace(v.base, name=""), axes=v.axes, name=name, why=why)
 
 
 def _is_scores(value: Scores) -> bool:

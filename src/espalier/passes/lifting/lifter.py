@@ -24,7 +24,9 @@ from espalier.passes.lifting.values import (
     Extents,
     Masked,
     Opaque,
+    Quantized,
     Recognised,
+    Rounding,
     Row,
     Scores,
     Tensor,
@@ -35,6 +37,15 @@ from espalier.passes.symbolic import ONE, Expr
 
 FLOATS = frozenset({"float16", "float32"})
 INTEGERS = frozenset({"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"})
+
+MOVES = frozenset(
+    {"Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""Operators that only move elements, which integers take as well as what they stand for."""
+
+_SHAPED_LIKE_INPUT = frozenset(
+    {"Abs", "Cast", "DequantizeLinear", "Dropout", "Identity", "IsNaN", "Neg", "Not", "QuantizeLinear", "Sqrt"}
+)
 
 Result = Value | Sequence[Value | None] | None
 Rule = Callable[["Lifter", Node, dict[str, Any], list[Value | None]], Result]
@@ -72,6 +83,8 @@ class Lifter:
         self.consumers = graph.consumers()
         self.values: dict[str, Value] = {}
         self.recognised: dict[str, Recognised] = {}
+        self.rounded: dict[str, Rounding] = {}
+        """How native tensors that hold rounded values came to them."""
         self.tried: set[str] = set()
         self.tried_rows: set[str] = set()
         self.nodes: list[Node] = []
@@ -109,6 +122,8 @@ class Lifter:
     def shape(self, name: str) -> list[Expr] | None:
         """Symbolic shape of a value, None if even the rank is unknown."""
         value = self.get(name)
+        if isinstance(value, Quantized):
+            value = value.x
         if isinstance(value, View | Scores | Masked):
             return shape_of(value.axes)
         if isinstance(value, Constant | Extents):
@@ -120,7 +135,7 @@ class Lifter:
         return self._declared(name)
 
     def dtype(self, name: str) -> str:
-        kind = self.graph.types.get(name)
+        kind = self.graph.types.get(name) or self.out.types.get(name)
         return "unknown" if kind is None else kind.dtype
 
     def attributes(self, node: Node) -> dict[str, Any]:
@@ -163,14 +178,25 @@ class Lifter:
         """Name of a float constant as float32, after ``turn`` (which should make a view); cached per ``stem``."""
         key = (value.name, stem)
         if key not in self.derived:
-            array = value.array
-            if array.dtype != np.float32:
-                array = array.astype(np.float32)
+            array = value.array.astype(np.float32, copy=False)
             if turn is not None:
                 array = turn(array)
             same = array is value.array and value.name in self.out.constants
             self.derived[key] = value.name if same else self.constant(value.name + stem, array)
         return self.derived[key]
+
+    def derive(self, key: tuple[Any, ...], stem: str, make: Callable[[], np.ndarray]) -> str:
+        """Name of the constant that ``make`` gives, added once per ``key``."""
+        if key not in self.derived:
+            self.derived[key] = self.constant(stem, make())
+        return self.derived[key]
+
+    def known(self, stem: str, value: Value) -> str:
+        """A name for a value that the ONNX graph has none for."""
+        name = self.out.fresh(stem)
+        self.out.types[name] = TensorType("float32", None)
+        self.values[name] = value
+        return name
 
     def emit(
         self,
@@ -182,10 +208,12 @@ class Lifter:
         axes: Axes | None = None,
         name: str = "",
         integer: bool = False,
+        why: str = "",
     ) -> View:
         """Add a native node; ``tensor`` gives the layout and extents of its result.
 
         ``name`` is the ONNX value that it computes: taken as the result's name when the two have the same layout.
+        ``why`` is a remark for the report.
         """
         key = (op, tuple(inputs), tuple(sorted((k, repr(v)) for k, v in attrs.items())))
         view_axes = tensor.axes() if axes is None else axes
@@ -198,8 +226,10 @@ class Lifter:
             extents["F"] = extents["H"] = tensor.features
             dims = [Expr.of(extents[letter]) for letter in tensor.layout]
             self.out.types[label] = TensorType("int64" if integer else "float32", tuple(_dim(d) for d in dims))
-            self.nodes.append(Node(op, inputs, [label], attrs, name=name or label))
+            self.nodes.append(Node(op, inputs, [label], attrs, name=name or label, why=why))
             self.made[key] = known
+            if op in ("SelectToken", "SliceFeatures") and inputs[0] in self.rounded:
+                self.rounded[label] = self.rounded[inputs[0]]._replace(source=label)
         return View(known, view_axes)
 
     def solid(self, view: View) -> Tensor:
@@ -210,10 +240,7 @@ class Lifter:
         return self.emit("Mul", [view.base.name, factor], {}, view.base, name="").base
 
     def scalar(self, value: float) -> str:
-        key = ("scalar", float(np.float32(value)))
-        if key not in self.derived:
-            self.derived[key] = self.constant("scalar", np.asarray(value, np.float32))
-        return self.derived[key]
+        return self.derive(("scalar", float(np.float32(value))), "scalar", lambda: np.asarray(value, np.float32))
 
     def foreign(self, op: str, inputs: list[str], stem: str, dtype: str, shape: tuple[Any, ...], **attrs: Any) -> str:
         """Add an ONNX node (for what feeds a native node but is not native) and return its output's name."""
@@ -246,7 +273,8 @@ class Lifter:
             if not all(self._replaces(name) for name in node.outputs if name):
                 self.nodes.append(node)
                 if not node.why:
-                    node.why = next((v.why for v in results if isinstance(v, Opaque) and v.why), "")
+                    reasons = (v.why for v in results if isinstance(v, Opaque) and v.why)
+                    node.why = next(reasons, "what reads its result is not native")
             for name in node.outputs:
                 value_ = self.values.get(name)
                 if isinstance(value_, View) and not value_.base.integer:
@@ -291,7 +319,7 @@ class Lifter:
             found = regions.apply(self, node.outputs[0], recognised)
         if found is None and function is not None:
             try:
-                found = function(self, node, attrs, inputs)
+                found = self._apply(function, node, attrs, inputs)
                 why = f"this use of {node.op} is not one of the engine's"
             except EvaluationError as error:
                 why = str(error)
@@ -308,9 +336,17 @@ class Lifter:
             for name, v in zip(node.outputs, results, strict=False)
         ]
 
+    def _apply(self, function: Rule, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+        data = inputs[0] if inputs else None
+        if not isinstance(data, Quantized) or node.op not in MOVES:
+            return function(self, node, attrs, inputs)
+        moved = function(self, node, attrs, [data.x, *inputs[1:]])
+        parts = [moved] if moved is None or isinstance(moved, Value) else moved
+        return [None if part is None else replace(data, x=part) for part in parts]
+
     def _guess(self, node: Node, output: str) -> list[Expr] | None:
         """Shape of an opaque result: as its first input's for elementwise operators, else as declared."""
-        if node.op in ("Cast", "Not", "Identity", "IsNaN", "Neg", "Abs", "Sqrt", "Dropout") and node.domain == "":
+        if node.op in _SHAPED_LIKE_INPUT and node.domain == "":
             return self.shape(node.inputs[0])
         return self._declared(output)
 

@@ -13,8 +13,8 @@ from espalier.passes.lifting import attention
 from espalier.passes.lifting.axes import BATCH, FEATURE, KEY, TOKEN, Atom, Axes, axis
 from espalier.passes.lifting.lifter import Lifter, Result, rule
 from espalier.passes.lifting.probe import LOWEST
-from espalier.passes.lifting.rules_math import layer_norm, rows
-from espalier.passes.lifting.values import BSF, SF, Constant, Lengths, Scores, Tensor, Value, View
+from espalier.passes.lifting.rules_math import layer_norm
+from espalier.passes.lifting.values import BSF, SF, Constant, Lengths, Scores, Tensor, Value, View, rows
 from espalier.passes.symbolic import ONE
 
 
@@ -82,7 +82,7 @@ def onnx_attention(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list
     if first is None or second is None or third is None or len(first.axes) != 4 or len(second.axes) != 4:
         return None
     turned = replace(second, axes=(*second.axes[:2], second.axes[3], second.axes[2]))
-    found = attention.matmul(lift, node, first, turned, 1.0)
+    found = attention.matmul(lift, node.outputs[0], first, turned, 1.0)
     if not isinstance(found, Scores):
         return None
     scale = attrs.get("scale") or 1.0 / math.sqrt(found.q.features // found.heads)
@@ -91,7 +91,7 @@ def onnx_attention(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list
         scores = _masked(lift, scores, node.inputs[3])
     if scores is None:
         return None
-    result = attention.matmul(lift, node, replace(scores, normal=True), third, 1.0)
+    result = attention.matmul(lift, node.outputs[0], replace(scores, normal=True), third, 1.0)
     return replace(result, axes=result.base.axes()) if packed and isinstance(result, View) else result
 
 
@@ -134,7 +134,10 @@ def _prefix(lift: Lifter, mask: str) -> str:
     return lift.derived[key]
 
 
-def _fused(lift: Lifter, node: Node, parts: list[View], attrs: dict[str, Any], mask: str, bias: str) -> Value | None:
+def fused_attention(
+    lift: Lifter, node: Node, parts: list[View], attrs: dict[str, Any], mask: str, bias: str
+) -> Value | None:
+    """Attention of ``parts`` (q, k and v ``[B, S, H*D]``) with the attributes and masks of ONNX Runtime's operators."""
     q, k, v = parts
     heads = int(attrs.get("num_heads", 0))
     thirds = [split_heads(x, heads) for x in parts]
@@ -171,7 +174,7 @@ def ms_attention(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[V
             return None
         solid = lift.solid(x)
         parts.append(lift.emit("Linear", [solid.name, part, add], {}, replace(solid, name="", features=high - low)))
-    return _fused(lift, node, parts, attrs, names[3], names[5])
+    return fused_attention(lift, node, parts, attrs, names[3], names[5])
 
 
 @rule("MultiHeadAttention", domain="com.microsoft")
@@ -194,7 +197,7 @@ def ms_multi_head(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[
             vector = lift.float32(bias, f".{'qkv'[n]}", lambda a, low=low, high=high: a[low:high])  # type: ignore[misc]
             solid = lift.solid(part)
             biased[n] = lift.emit("Add", [solid.name, vector], {}, replace(solid, name=""), axes=part.axes)
-    return _fused(lift, node, biased, attrs, names[4], names[5])
+    return fused_attention(lift, node, biased, attrs, names[4], names[5])
 
 
 @rule("EmbedLayerNormalization", domain="com.microsoft")

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from espalier.ir.graph import Node
-from espalier.passes.lifting import extents
+from espalier.ir.quantization import QUANTIZED
+from espalier.passes.lifting import extents, quantized
 from espalier.passes.lifting.axes import FEATURE, TOKEN, Axes, axis, extent, reshape, resolve
 from espalier.passes.lifting.embedding import embed
 from espalier.passes.lifting.lifter import FLOATS, Lifter, Result, rule
@@ -17,10 +18,13 @@ from espalier.passes.lifting.values import (
     BS,
     BSF,
     Constant,
+    Dequantized,
     Extents,
     Masked,
     OneHot,
+    Product,
     Row,
+    Rows,
     Scores,
     Tensor,
     Value,
@@ -59,6 +63,8 @@ def cast(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | N
     if isinstance(value, Laid | Row) and target in FLOATS and source in FLOATS:
         return value
     if isinstance(value, OneHot) and target in FLOATS:
+        return value
+    if isinstance(value, Product) and target == "float32":
         return value
     return None
 
@@ -109,11 +115,14 @@ def flatten(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value 
 @rule("Transpose")
 def transpose(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
     value = inputs[0]
-    if not isinstance(value, Laid):
+    if not isinstance(value, Laid | Dequantized):
         return None
-    perm = attrs.get("perm") or list(range(len(value.axes)))[::-1]
-    if sorted(perm) != list(range(len(value.axes))):
+    rank = value.q.ndim if isinstance(value, Dequantized) else len(value.axes)
+    perm = attrs.get("perm") or list(range(rank))[::-1]
+    if sorted(perm) != list(range(rank)):
         return None
+    if isinstance(value, Dequantized):
+        return value.transposed(node.outputs[0], perm)
     return with_axes(value, tuple(value.axes[p] for p in perm))
 
 
@@ -308,7 +317,10 @@ def gather(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value |
             return None
         return extents.gather(data, numbers, [int(s.number or 0) for s in shape], along)
     if isinstance(data, Constant):
-        return embed(lift, node, data, along)
+        if isinstance(data, Dequantized):
+            return quantized.look_up(lift, node, data, along)
+        # What integers stand for is known where they are dequantised.
+        return Rows(node, data) if data.array.dtype.name in QUANTIZED else embed(lift, node, data, along)
     if not isinstance(data, View) or numbers is None or len(numbers) != 1:
         return None
     rank = len(lift.shape(node.inputs[1]) or [])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from espalier.ir.graph import Node
-from espalier.passes.lifting import attention, extents, pooling, regions
+from espalier.passes.lifting import attention, extents, pooling, quantized, regions
 from espalier.passes.lifting.axes import BATCH, FEATURE, TOKEN, Axes, axis
 from espalier.passes.lifting.embedding import token_source
 from espalier.passes.lifting.lifter import FLOATS, Lifter, Result, SameExtentError, rule
@@ -17,14 +17,19 @@ from espalier.passes.lifting.values import (
     BSF,
     SF,
     Constant,
+    Dequantized,
+    Factor,
     Masked,
     OneHot,
     Opaque,
+    Product,
     Row,
     Scores,
     Tensor,
     Value,
     View,
+    rows,
+    widened,
 )
 from espalier.passes.symbolic import ONE, Expr
 
@@ -33,18 +38,7 @@ ACTIVATIONS = {
     "Neg": "neg", "Reciprocal": "reciprocal", "Softplus": "softplus",
 }  # fmt: skip
 
-
-def rows(value: Value | None) -> View | None:
-    """The value as rows of features: a float view whose last axis is all of its tensor's features."""
-    if not isinstance(value, View) or value.base.integer or value.base.layout not in (BSF, SF, BF) or not value.axes:
-        return None
-    whole = value.axes[-1] == axis(FEATURE, value.base.features)
-    inner = any(atom.label == FEATURE for one in value.axes[:-1] for atom in one)
-    return value if whole and not inner else None
-
-
-def widened(value: View, features: int) -> Axes:
-    return (*value.axes[:-1], axis(FEATURE, features))
+BIAS_OPERAND = {"Linear": 2, "QLinear": 4}
 
 
 # --- linear layers -----------------------------------------------------------------------------------------------
@@ -54,6 +48,10 @@ def linear(
     lift: Lifter, x: View, weight: Constant, transposed: bool, bias: str, name: str, factor: float = 1.0
 ) -> View | None:
     """``x @ weight`` (``weight.T`` when ``transposed``) plus a bias constant; the scale of x moves to the result."""
+    if isinstance(weight, Dequantized):
+        found = quantized.linear(lift, x, weight, transposed, bias, name, factor)
+        if found is not None:
+            return found
     array = weight.array
     while array.ndim > 2 and array.shape[0] == 1:
         array = array[0]
@@ -91,7 +89,7 @@ def matmul(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value |
                 "Embedding", [lift.float32(right), ids.base.name], {}, tensor, axes=axes, name=node.outputs[0]
             )
         return None
-    return attention.matmul(lift, node, left, right, 1.0)
+    return attention.matmul(lift, node.outputs[0], left, right, 1.0)
 
 
 @rule("FusedMatMul", domain="com.microsoft")
@@ -106,7 +104,7 @@ def fused_matmul(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[V
         return replace(found, scale=found.scale * alpha) if found is not None else None
     if isinstance(right, View) and attrs.get("transB"):
         right = replace(right, axes=(*right.axes[:-2], right.axes[-1], right.axes[-2]))
-    return attention.matmul(lift, node, left, right, alpha)
+    return attention.matmul(lift, node.outputs[0], left, right, alpha)
 
 
 @rule("Gemm")
@@ -150,14 +148,16 @@ def gemm(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | N
 
 
 def _with_bias(lift: Lifter, x: View, bias: Constant, name: str) -> View | None:
-    """``Linear + constant``: the bias of a Linear that has none yet."""
+    """A linear layer plus a constant: the bias of one that has none yet."""
     if x.scale != 1.0:
         return None
     made = next((n for n in reversed(lift.nodes) if n.outputs == [x.base.name]), None)
-    if made is None or made.op != "Linear" or made.inputs[2] or not made.is_native:
+    at = BIAS_OPERAND.get(made.op) if made is not None and made.is_native else None
+    if made is None or at is None or made.inputs[at]:
         return None
     vector = lift.float32(bias, ".flat", lambda a: a.reshape(-1)) if bias.array.ndim != 1 else lift.float32(bias)
-    return lift.emit("Linear", [*made.inputs[:2], vector], {}, replace(x.base, name=""), axes=x.axes, name=name)
+    inputs = [*made.inputs[:at], vector, *made.inputs[at + 1 :]]
+    return lift.emit(made.op, inputs, made.attrs, replace(x.base, name=""), axes=x.axes, name=name)
 
 
 # --- elementwise arithmetic -----------------------------------------------------------------------------------
@@ -178,6 +178,8 @@ def arithmetic(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Val
     known = extents.elementwise(lift, op, inputs)
     if known is not None:
         return known
+    if isinstance(left, Factor | Product) or isinstance(right, Factor | Product):
+        return quantized.combine(lift, op, left, right, name)
     if isinstance(left, Masked) or isinstance(right, Masked):
         return pooling.divide(lift, node, left, right) if op == "Div" else None
     if isinstance(left, Scores) or isinstance(right, Scores):

@@ -1,0 +1,199 @@
+"""Quantisation: Q and DQ, dynamic quantisation, products of integers, and ONNX Runtime's operators on integers.
+
+An integer tensor is known as the float value that it stands for, so an operator on integers is the float operator
+between a DequantizeLinear per operand and a QuantizeLinear, which is how ONNX defines it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from espalier.ir.graph import Node
+from espalier.ir.quantization import QUANTIZED
+from espalier.passes.lifting.lifter import RULES, Lifter, Result, rule
+from espalier.passes.lifting.quantized import (
+    combine,
+    dequantized,
+    float_of,
+    layer,
+    parameters,
+    quantized,
+)
+from espalier.passes.lifting.rules_fused import fused_attention
+from espalier.passes.lifting.rules_layout import features
+from espalier.passes.lifting.values import Constant, Dequantized, Dynamic, Factor, Product, Quantized, Value, View, rows
+
+
+def _names(node: Node, count: int) -> list[str]:
+    """The operands of a node, ``""`` for those left out."""
+    return [*node.inputs, *[""] * (count - len(node.inputs))]
+
+
+@rule("QuantizeLinear")
+@rule("QuantizeLinear", domain="com.microsoft")
+def quantize_linear(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    _, scale, zero = _names(node, 3)
+    if attrs.get("block_size") or lift.dtype(node.outputs[0]) not in QUANTIZED:
+        return None
+    found = parameters(lift, scale, zero, lift.dtype(node.outputs[0]))
+    return quantized(lift, inputs[0], found, node.outputs[0])
+
+
+@rule("DequantizeLinear")
+@rule("DequantizeLinear", domain="com.microsoft")
+def dequantize_linear(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    q, scale, zero = _names(node, 3)
+    if attrs.get("block_size"):
+        return None
+    return dequantized(lift, node.outputs[0], q, scale, zero, attrs.get("axis", 1))
+
+
+# --- dynamic quantisation --------------------------------------------------------------------------------------------
+
+
+@rule("DynamicQuantizeLinear")
+def dynamic_quantize_linear(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    x = inputs[0]
+    if not isinstance(x, View) or x.base.integer:
+        return None
+    _, scale, zero = node.outputs
+    return [Dynamic(View(lift.solid(x), x.axes), scale, zero), Factor((scale,)), None]
+
+
+def _weight(lift: Lifter, q: str, zero: str) -> Dequantized | None:
+    """A constant ``[K, M]`` of integers less its zero points, in steps of 1."""
+    matrix, offset = lift.get(q), lift.get(zero)
+    if not isinstance(matrix, Constant) or matrix.array.dtype.name not in QUANTIZED or matrix.array.ndim < 2:
+        return None
+    if zero and not isinstance(offset, Constant):
+        return None
+    number = offset.array if isinstance(offset, Constant) else np.zeros((), matrix.array.dtype)
+    if number.size not in (1, matrix.array.shape[-1]):
+        return None
+    flat = number.reshape(() if number.size == 1 else -1)
+    return Dequantized(q, matrix.array, np.ones((), np.float32), flat, matrix.array.ndim - 1)
+
+
+def _product(lift: Lifter, a: str, b: str, a_zero: str, b_zero: str) -> Product | None:
+    """``sum (a - a_zero) * (b - b_zero)``, where both are known."""
+    left, right = lift.get(a), lift.get(b)
+    if isinstance(left, Quantized):
+        zero = lift.get(a_zero)
+        known = zero.array if isinstance(zero, Constant) else np.zeros(() if not a_zero else 2, left.zero.dtype)
+        if known.size != 1 or known.reshape(()) != left.zero:
+            return None
+    elif not isinstance(left, Dynamic) or left.zero != a_zero:
+        return None
+    scales = (left.scale,) if isinstance(left, Dynamic) else ()
+    if isinstance(left, Dynamic) and isinstance(right, Dynamic):
+        return Product(left, right, (left.scale, right.scale)) if right.zero == b_zero else None
+    weight = _weight(lift, b, b_zero)
+    return None if weight is None else Product(left, weight, scales)
+
+
+@rule("MatMulInteger")
+def matmul_integer(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    return _product(lift, *_names(node, 4))
+
+
+def _float_product(lift: Lifter, operands: list[str], bias: str, name: str) -> View | None:
+    """A product of integers times its scales, plus a bias. ``operands``: a, b, their scales, their zero points."""
+    a, b, a_scale, b_scale, a_zero, b_zero = operands
+    product = _product(lift, a, b, a_zero, b_zero)
+    scales = combine(lift, "Mul", _factor(lift, a_scale), _factor(lift, b_scale), name)
+    return _plus(lift, combine(lift, "Mul", product, scales, name), bias, name)
+
+
+def _factor(lift: Lifter, name: str) -> Factor | None:
+    value = lift.get(name)
+    if isinstance(value, Constant):
+        return Factor((), value.array)
+    return value if isinstance(value, Factor) else None
+
+
+def _plus(lift: Lifter, value: Value | None, bias: str, name: str) -> View | None:
+    if isinstance(value, View) and bias:
+        add = Node("Add", ["", bias], [name], domain="")
+        found = RULES["", "Add"](lift, add, {}, [value, lift.get(bias)])
+        value = found if isinstance(found, View) else None
+    return value if isinstance(value, View) else None
+
+
+@rule("MatMulIntegerToFloat", domain="com.microsoft")
+def matmul_integer_to_float(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    *operands, bias = _names(node, 7)
+    return _float_product(lift, operands, bias, node.outputs[0])
+
+
+@rule("DynamicQuantizeMatMul", domain="com.microsoft")
+def dynamic_quantize_matmul(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    _, b, b_scale, b_zero, bias = _names(node, 5)
+    x, weight = rows(inputs[0]), dequantized(lift, b, b, b_scale, b_zero, -1)
+    if x is None or not isinstance(weight, Dequantized):
+        return None
+    view = layer(lift, View(lift.solid(x), x.axes), weight, False, "", [], node.outputs[0])
+    return _plus(lift, view, bias, node.outputs[0])
+
+
+@rule("QAttention", domain="com.microsoft")
+def q_attention(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    a, b, bias, a_scale, b_scale, mask, a_zero, b_zero, past = _names(node, 9)
+    wide = rows(_float_product(lift, [a, b, a_scale, b_scale, a_zero, b_zero], bias, node.outputs[0] + ".qkv"))
+    if past or wide is None or wide.axes != wide.base.axes() or wide.base.features % 3:
+        return None
+    width = wide.base.features // 3
+    parts = [features(lift, wide, 2, k * width, (k + 1) * width, False, "") for k in range(3)]
+    views = [part for part in parts if isinstance(part, View)]
+    return fused_attention(lift, node, views, attrs, mask, "") if len(views) == 3 else None
+
+
+# --- operators on integers -------------------------------------------------------------------------------------------
+
+
+def _on_floats(
+    lift: Lifter, node: Node, op: str, operands: list[str], attrs: dict[str, Any], output: list[str]
+) -> Result:
+    """``Quantize(op(operands))``; ``output`` names the scale and zero point of the result, none for a float one."""
+    name = node.outputs[0]
+    found = RULES["", op](lift, Node(op, operands, [name], domain=""), attrs, [lift.get(n) for n in operands])
+    if not output or not output[0]:
+        return found
+    after = parameters(lift, output[0], output[1], lift.dtype(name))
+    return quantized(lift, found, after, f"{name}.rounded") if isinstance(found, Value) else None
+
+
+@rule("QLinearMatMul")
+def q_linear_matmul(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    names = _names(node, 8)
+    operands = [float_of(lift, names[:3]), float_of(lift, names[3:6], along=-1)]
+    return _on_floats(lift, node, "MatMul", operands, {}, names[6:])
+
+
+@rule("QLinearAdd", "QLinearMul", domain="com.microsoft")
+def q_linear_binary(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    names = _names(node, 8)
+    operands = [float_of(lift, names[:3]), float_of(lift, names[3:6])]
+    return _on_floats(lift, node, node.op.removeprefix("QLinear"), operands, {}, names[6:])
+
+
+@rule("QLinearSoftmax", "QLinearSigmoid", domain="com.microsoft")
+def q_linear_unary(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    names = _names(node, 5)
+    op = node.op.removeprefix("QLinear")
+    return _on_floats(lift, node, op, [float_of(lift, names[:3])], attrs, names[3:])
+
+
+@rule("QGemm", domain="com.microsoft")
+def q_gemm(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
+    names = _names(node, 9)
+    operands = [float_of(lift, names[:3]), float_of(lift, names[3:6], along=0 if attrs.get("transB") else 1)]
+    left, right = parameters(lift, *names[1:3]), parameters(lift, *names[4:6])
+    bias = lift.get(names[6])
+    if bias is not None:
+        if left is None or right is None or not isinstance(bias, Constant):
+            return None
+        sums = Dequantized(names[6], bias.array, left.scale * right.scale, np.zeros((), np.int32))
+        operands.append(lift.known(names[6] + ".float", sums))
+    return _on_floats(lift, node, "Gemm", operands, attrs, names[7:])
