@@ -7,6 +7,7 @@
      |   `- UnsupportedModelError   well formed, but neither the engine nor ONNX Runtime can run it
      |- InputError              what was passed to a session or a verb is wrong                   (ValueError)
      |   |- InputNameError          unknown, missing or duplicate input or output name
+     |   |   `- UnknownModelError       no model of that name is served
      |   |- InputTypeError          wrong dtype                                                   (TypeError)
      |   |- InputShapeError         wrong rank, extent or length, or a token id out of range
      |   |- ConfigError             a configuration has an unknown field or a value it cannot have
@@ -16,6 +17,13 @@
      |- TrainingError           a training run cannot go on; the message names the last checkpoint
      |   `- CheckpointError         a checkpoint cannot be written or read                            (OSError)
      |- ExportError             an exported model failed its verification
+     |- UnauthenticatedError    a server does not know who asks
+     |- ForbiddenError          a server was not started so that it would do this
+     |- RulesError              the rules of a benchmark forbid what was asked for
+     |- SchedulingError         work was not done for want of time or room
+     |   |- QueueFullError          as much waits as may; has ``retry_after``, in seconds
+     |   |- DeadlineError           its deadline passed first
+     |   `- SchedulerClosedError    no more work is taken
      `- MissingDependencyError  an optional package is needed; the message ends with the install command (ImportError)
 
 A message says what was wrong, what was expected, what was got, and what to do next.
@@ -52,6 +60,10 @@ class InputNameError(InputError):
     """An input or output name is unknown, missing or given twice."""
 
 
+class UnknownModelError(InputNameError):
+    """No model of that name, or not that version, is served."""
+
+
 class InputTypeError(InputError, TypeError):
     """An input has the wrong dtype."""
 
@@ -86,6 +98,38 @@ class CheckpointError(TrainingError, OSError):
 
 class ExportError(EspalierError):
     """An exported model failed its verification: zeros lost, other numbers, or a pruned layer that runs dense."""
+
+
+class UnauthenticatedError(EspalierError):
+    """A server does not know who asks: the token is missing or wrong."""
+
+
+class ForbiddenError(EspalierError):
+    """A server was not started so that it would do this, or a page of another origin asked for it."""
+
+
+class RulesError(EspalierError):
+    """The rules of a benchmark forbid what was asked for."""
+
+
+class SchedulingError(EspalierError):
+    """Work was not done for want of time or room."""
+
+
+class QueueFullError(SchedulingError):
+    """As much waits already as the queue may hold. ``retry_after``: seconds until there is likely to be room."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(SchedulingError):
+    """An item's deadline passed before its batch began."""
+
+
+class SchedulerClosedError(SchedulingError):
+    """The scheduler takes no more work, or was closed before this item's turn."""
 
 
 class MissingDependencyError(EspalierError, ImportError):

@@ -180,11 +180,11 @@ def _peer(model: Path, settings: Settings, threads: int) -> Iterator[Callable[[M
     from espalier.ort import OrtProgram
 
     with tempfile.TemporaryDirectory(prefix="espalier-bench-") as folder:
-        program = OrtProgram(_as_onnx(model, Path(folder)), threads=threads)
+        program = OrtProgram(as_onnx(model, Path(folder)), threads=threads)
         yield lambda feeds: program.run(None, feeds)
 
 
-def _as_onnx(model: Path, folder: Path) -> Path:
+def as_onnx(model: Path, folder: Path) -> Path:
     """``model`` itself when it is an ONNX file, else the same network written as one in ``folder``."""
     from espalier._session.source import identify
 

@@ -11,7 +11,8 @@ import click
 import espalier
 from espalier.cli import files, show
 from espalier.cli.compress import compress
-from espalier.cli.entry import EspalierGroup, debug_option
+from espalier.cli.entry import EspalierGroup, debug_option, json_option
+from espalier.cli.mlperf import mlperf
 
 CHECK_FAILED = 1
 
@@ -22,18 +23,6 @@ _THREADS = click.option(
 _NO_TUNE = click.option(
     "--no-tune", is_flag=True, help="Choose weight formats by the cost model instead of by measurement."
 )
-
-
-def _json(description: str) -> Any:
-    """``--json [FILE]``: without a file, standard output."""
-    return click.option(
-        "--json",
-        "json_to",
-        is_flag=False,
-        flag_value="-",
-        metavar="[FILE]",
-        help=f"{description}  [stdout without FILE]",
-    )
 
 
 @click.group(cls=EspalierGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -122,14 +111,7 @@ def compile(model: Path, output: Path, exact: bool, threads: int | None, no_tune
     help="Relative error that still agrees.",
 )
 @_NO_TUNE
-@click.option(
-    "--json",
-    "json_to",
-    is_flag=False,
-    flag_value="-",
-    metavar="[FILE]",
-    help="Write the whole result as JSON.  [stdout without FILE]",
-)
+@json_option("Write the whole result as JSON.")
 @debug_option
 @click.pass_context
 def benchmark(context: click.Context, /, model: Path, json_to: str | None, no_tune: bool, **options: Any) -> None:
@@ -171,3 +153,4 @@ def doctor(context: click.Context, /, as_json: bool) -> None:
 
 
 main.add_command(compress)
+main.add_command(mlperf)

@@ -1,0 +1,107 @@
+"""``espalier mlperf``: run benchmarks under LoadGen, write submissions, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from espalier.cli import show
+from espalier.cli.entry import debug_option
+
+if TYPE_CHECKING:
+    from espalier.mlperf.results import System
+
+CHECK_FAILED = 1
+
+_PATH = click.Path(path_type=Path)
+_QUICK_S = 60.0
+
+
+@click.group(short_help="Measure under MLPerf's rules, and hand out results others can believe.")
+@debug_option
+def mlperf() -> None:
+    """Measure models under MLPerf Inference's rules, with its own load generator.
+
+    Results are not verified by MLCommons Association.
+    """
+
+
+@mlperf.command(short_help="Run a benchmark's scenarios.")
+@click.argument("model", type=_PATH)
+@click.option("--benchmark", default="bert-99", show_default=True, help="bert-99, bert-99.9, embeddings or custom.")
+@click.option("--data", type=_PATH, required=True, help="The data set, or the folder it lies in.")
+@click.option("-o", "--output", "out", type=_PATH, required=True, help="The folder of results; more runs add to it.")
+@click.option(
+    "--scenario", default="all", show_default=True, help="Offline, SingleStream, MultiStream, Server; or all."
+)
+@click.option("--mode", default="performance,accuracy", show_default=True, help="And find-peak, LoadGen's own search.")
+@click.option("--division", type=click.Choice(["open", "closed"]), default="open", show_default=True)
+@click.option("--category", type=click.Choice(["edge", "datacenter"]), default="edge", show_default=True)
+@click.option("--audit", default="", help="Compliance tests to run too: TEST01, TEST05.  [default: closed: TEST01]")
+@click.option(
+    "--engine", default="espalier", show_default=True, help="espalier, onnxruntime, openvino, deepsparse, noop."
+)
+@click.option("--python", type=_PATH, help="The interpreter of another environment, which has the engine.")
+@click.option("--padding", type=click.Choice(["max", "longest"]), help="For engines that pad.  [default: max]")
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Likewise: most per batch.")
+@click.option("--tokenizer", type=_PATH, help="The folder of tokenizer.json.  [default: the model's]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads to run on.  [default: the cores it may use]")
+@click.option("--no-tune", is_flag=True, help="Choose weight formats by the cost model instead of by measurement.")
+@click.option("--name", help="The system's name, a folder in the output.  [default: the engine's and the model's]")
+@click.option("--note", default="", help="A remark for reports, such as: untrained.")
+@click.option(
+    "--quick",
+    is_flag=False,
+    flag_value=str(_QUICK_S),
+    metavar="[SECONDS]",
+    help="Short runs, which do not conform to the rules.  [60 without SECONDS]",
+)
+@click.option("--qps", "server_qps", type=click.FloatRange(min=0, min_open=True), help="The Server's rate; no search.")
+@click.option("--latency-ms", type=click.FloatRange(min=0, min_open=True), help="The Server's bound.  [default: 130]")
+@click.option("--fresh", is_flag=True, help="Measure again what is finished.")
+@debug_option
+@click.pass_context
+def run(context: click.Context, /, model: Path, **options: Any) -> None:
+    """Run MODEL under LoadGen: performance and accuracy in each scenario.
+
+    Without --quick every performance run takes 600 seconds or more, as the rules demand. What is finished is not
+    repeated: after an interruption the same command goes on. Exit code 1 when a step does not count.
+    """
+    from espalier.mlperf.benchmarks import scenarios
+    from espalier.mlperf.run import Settings
+    from espalier.mlperf.run import run as measure
+
+    audits = _names(options.pop("audit")) or (("TEST01",) if options["division"] == "closed" else ())
+    settings = Settings(
+        scenarios=tuple(scenarios(options.pop("scenario"))),
+        modes=_names(options.pop("mode")),
+        audits=audits,
+        tune=not options.pop("no_tune"),
+        quick=_seconds(options.pop("quick")),
+        **options,
+    )
+    system = measure(model, settings, tell=lambda text: click.echo(f"espalier: {text}", err=True))
+    _print_system(system)
+    if any(not step.valid for step in system.steps.values() if step.scenario in settings.scenarios):
+        context.exit(CHECK_FAILED)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError as error:
+        raise click.BadParameter(f"--quick takes a number of seconds, or nothing; got {text!r}") from error
+
+
+def _print_system(system: System) -> None:
+    from espalier.mlperf.report import UNVERIFIED, rows
+
+    for row in rows(system):
+        show.say(f"{row.scenario:13}{row.metric:>16} {row.unit:11}{row.validity:16}{row.accuracy}")
+    show.say(UNVERIFIED)
