@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from espalier import compiler
-from espalier.compiler.formats import Tuner
+from espalier.compiler.formats import Tuner, float_candidates
 from espalier.compiler.matrices import ScaledTable, SparseConstant
 from espalier.errors import ModelFormatError
 from espalier.ir import Graph, Node, TensorType, reference
@@ -231,12 +231,13 @@ def test_the_tuner_remembers_and_survives_a_broken_cache(tmp_path: Path) -> None
     cache.write_text("{not json")
     matrix = _native.compress(np.eye(64, dtype=np.float32))
     tuner = Tuner(_native.current_isa(), tune=True, cache=cache)
-    chosen = tuner.choose(matrix)
+    ranked = float_candidates(matrix, tuner.isa)
+    chosen = tuner.choose("a weight", ranked)
     tuner.save()
-    again = Tuner(_native.current_isa(), tune=True, cache=cache)
-    assert again.choose(matrix) == chosen
+    again = Tuner(tuner.isa, tune=True, cache=cache)
+    assert again.choose("a weight", ranked) == chosen
     assert chosen.measured
-    assert not Tuner(_native.current_isa(), tune=False, cache=cache).choose(matrix).measured
+    assert not Tuner(tuner.isa, tune=False, cache=cache).choose("a weight", ranked).measured
 
 
 def test_float_tokens_in_a_batch_of_one() -> None:

@@ -5,31 +5,68 @@ Measurements are kept per machine in the user's cache folder, so that a model is
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import platform
-import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from espalier._native import SparseMatrix
+from espalier.cache import MachineCache, cache_folder
 
-CACHE_VERSION = 1
+if TYPE_CHECKING:
+    from espalier._native import Matrix8, SparseMatrix, Weight, Weight8
+
+CACHE_VERSION = 2
 _WORTH_MEASURING = 1.8
 """Candidates whose estimate exceeds the best one's by this factor are not measured."""
 _MOST_MEASURED = 4
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A format that a weight may take: its chunk of columns (0 where a format has none), the estimated cycles of a full
+    panel, and what packs the weight."""
+
+    format: str
+    chunk: int
+    cycles: float
+    pack: Callable[[], Weight | Weight8]
+
+
+@dataclass(frozen=True)
 class Choice:
-    """A weight format (``dense``, ``unstructured`` or ``4x1``) and its chunk of columns."""
+    """A packed weight, its format (``dense``, ``unstructured``, ``4x1``, ``dense8`` or ``1x4x8``) and chunk."""
 
     format: str
     chunk: int
     measured: bool
+    weight: Weight | Weight8 = field(compare=False)
+
+
+def float_candidates(matrix: SparseMatrix, isa: str) -> list[Candidate]:
+    """The formats of a float32 weight, cheapest first."""
+    from espalier import _native
+
+    def pack(name: str, chunk: int) -> Callable[[], Weight]:
+        return lambda: _native.Weight(matrix, name, chunk, isa)
+
+    return [Candidate(name, chunk, cycles, pack(name, chunk)) for name, chunk, cycles in matrix.candidates(isa)]
+
+
+def integer_candidates(matrix: Matrix8, isa: str) -> list[Candidate]:
+    """The formats of an integer weight, cheapest first."""
+    from espalier import _native
+
+    def pack(name: str) -> Callable[[], Weight8]:
+        return lambda: _native.Weight8(matrix, name, isa)
+
+    return [Candidate(name, 0, cycles, pack(name)) for name, cycles in matrix.candidates(isa)]
+
+
+def weight_key(kind: str, rows: int, columns: int, *counts: int) -> str:
+    """Names weights that perform alike: the same shape, and ``counts`` (nonzeros, blocks) to within a few per cent."""
+    bins = (round(math.log(count + 1) / math.log(1.04)) for count in counts)
+    return "/".join([f"{kind}{rows}x{columns}", *map(str, bins)])
 
 
 class Tuner:
@@ -38,90 +75,38 @@ class Tuner:
     def __init__(self, isa: str, *, tune: bool, cache: Path | None = None) -> None:
         self.isa = isa
         self.tune = tune
-        self._path = cache if cache is not None else cache_folder() / "tuning.json"
-        self._known: dict[str, list[str | int]] = self._read() if tune else {}
+        self._cache = MachineCache(cache or cache_folder() / "tuning.json", CACHE_VERSION, isa) if tune else None
         self._changed = False
 
-    def choose(self, matrix: SparseMatrix) -> Choice:
-        """The format for ``matrix``. With tuning, the measured fastest among the promising ones."""
-        ranked = matrix.candidates(self.isa)
-        if not self.tune:
-            return Choice(ranked[0][0], ranked[0][1], measured=False)
-        key = self._key(matrix)
-        known = self._known.get(key)
-        for name, chunk, _ in ranked:
-            if known == [name, chunk]:
-                return Choice(name, chunk, measured=True)
-        name, chunk = self._measure(matrix, ranked)
-        self._known[key] = [name, chunk]
+    def choose(self, key: str, ranked: Sequence[Candidate]) -> Choice:
+        """One of ``ranked``, which is ordered by estimate. With tuning, the measured fastest of the promising ones.
+
+        They are measured once for all weights of the same ``key``.
+        """
+        if self._cache is None:
+            best = ranked[0]
+            return Choice(best.format, best.chunk, False, best.pack())
+        known = self._cache.known.get(key)
+        for candidate in ranked:
+            if known == [candidate.format, candidate.chunk]:
+                return Choice(candidate.format, candidate.chunk, True, candidate.pack())
+        choice = self._measure(ranked)
+        self._cache.known[key] = [choice.format, choice.chunk]
         self._changed = True
-        return Choice(name, chunk, measured=True)
+        return choice
 
     def save(self) -> None:
-        """Write new measurements to the cache. A cache that cannot be written is no error: it is only slower."""
-        if not self._changed:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            content = self._read_file() | {self._machine(): self._known}
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
-                json.dump({"version": CACHE_VERSION, "machines": content}, file)
-            os.replace(file.name, self._path)
-        except OSError:
-            return
+        """Write new measurements to the cache."""
+        if self._cache is not None and self._changed:
+            self._cache.save()
 
-    def _measure(self, matrix: SparseMatrix, ranked: list[tuple[str, int, float]]) -> tuple[str, int]:
-        from espalier import _native
-
-        limit = ranked[0][2] * _WORTH_MEASURING
-        worthwhile = [(name, chunk) for name, chunk, cycles in ranked if cycles <= limit][:_MOST_MEASURED]
-        weights = [_native.Weight(matrix, name, chunk, self.isa) for name, chunk in worthwhile]
+    def _measure(self, ranked: Sequence[Candidate]) -> Choice:
+        limit = ranked[0].cycles * _WORTH_MEASURING
+        worthwhile = [candidate for candidate in ranked if candidate.cycles <= limit][:_MOST_MEASURED]
+        weights = [candidate.pack() for candidate in worthwhile]
         best = [math.inf] * len(weights)
         for _ in range(2):  # in turn, so that a drift of the clock hits all alike
             for index, weight in enumerate(weights):
                 best[index] = min(best[index], weight.time(self.isa))
-        return worthwhile[best.index(min(best))]
-
-    def _key(self, matrix: SparseMatrix) -> str:
-        """Shape, and zeros to within a few per cent: weights that close perform alike."""
-
-        def bin_of(count: int) -> int:
-            return round(math.log(count + 1) / math.log(1.04))
-
-        return f"{matrix.rows}x{matrix.columns}/{bin_of(matrix.nonzeros)}/{bin_of(matrix.blocks4x1)}"
-
-    def _machine(self) -> str:
-        from espalier import _native
-
-        model = platform.processor() or platform.machine()
-        try:
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-            fields = [
-                line.partition(":")[2].strip()
-                for line in lines
-                if line.startswith(("model name", "model\t", "stepping"))
-            ]
-            model = " ".join(fields[:3]) or model
-        except OSError:
-            pass
-        return f"{model} {self.isa} {_native.panel_shape(self.isa)}"
-
-    def _read_file(self) -> dict[str, dict[str, list[str | int]]]:
-        try:
-            content = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            return {}
-        if not isinstance(content, dict) or content.get("version") != CACHE_VERSION:
-            return {}
-        machines = content.get("machines")
-        return machines if isinstance(machines, dict) else {}
-
-    def _read(self) -> dict[str, list[str | int]]:
-        known = self._read_file().get(self._machine())
-        return known if isinstance(known, dict) else {}
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/espalier``, or ``~/.cache/espalier``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "espalier"
+        fastest = best.index(min(best))
+        return Choice(worthwhile[fastest].format, worthwhile[fastest].chunk, True, weights[fastest])

@@ -7,45 +7,29 @@ the sum of embeddings, a linear layer with its activation or its residual.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from espalier.compiler.formats import Tuner
-from espalier.compiler.matrices import ScaledTable, SparseConstant
+from espalier.compiler.matrices import ScaledTable
 from espalier.compiler.plumbing import HostFunction, Output, bias_function, host_function, masks_of, stores_of
+from espalier.compiler.weights import Layer, Weights
 from espalier.errors import GraphError, InputShapeError, UnsupportedModelError
-from espalier.ir.graph import Graph, Node
+from espalier.ir.graph import Graph, Node, Shape
 
 if TYPE_CHECKING:
     from espalier._native import Program, SparseMatrix
+
+Static = tuple[float, float]
+"""Scale and zero point of activations, the latter as unsigned integers have it."""
 
 ENGINE_ACTIVATIONS = frozenset(
     {"abs", "elu", "erf", "exp", "gelu", "gelu_tanh", "neg", "quick_gelu", "reciprocal", "relu", "sigmoid", "silu"}
     | {"softplus", "sqrt", "tanh"}
 )
 _BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One weight of the program, for the report."""
-
-    name: str
-    op: str
-    format: str
-    chunk: int
-    measured: bool
-    shape: tuple[int, int]
-    nonzeros: int
-    bytes: int
-
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros."""
-        return 1.0 - self.nonzeros / max(1, self.shape[0] * self.shape[1])
 
 
 @dataclass
@@ -82,18 +66,17 @@ class Lowering:
         self._index_inputs: dict[str, int] = {}
         self._bias_inputs: dict[str, int] = {}
         self._producers = graph.producers()
-        self._matrices: dict[str, SparseMatrix] = {}
-        self._unused: dict[str, int] = {}
+        self._quantized: dict[tuple[str, Static | None], _Value] = {}
+        self._weights = Weights(graph, tuner, threads=threads)
         self._features: dict[int, int] = {}
         self._stores = stores_of(graph, self._producers)
 
     def run(self) -> None:
         """Raises UnsupportedModelError when the engine has no way to run the graph, GraphError when it is malformed."""
-        self._compress_weights()
         for name in self.graph.inputs:
             kind = self.graph.types[name]
             if kind.dtype == "float32" and kind.shape is not None and len(kind.shape) in (2, 3) and self._is_data(name):
-                self._load(name, "token" if len(kind.shape) == 3 else "sequence", kind.shape[-1])
+                self._load(name, _domain(kind.shape), kind.shape[-1])
         for node in self.graph.nodes:
             rule = getattr(self, f"_lower_{node.op.lower()}", None)
             if node.op in _BINARY:
@@ -239,53 +222,70 @@ class Lowering:
             return
         self._emit_linear(node, node.outputs[0])
 
+    _lower_qlinear = _lower_linear
+
     def _emit_linear(self, node: Node, result: str, residual: int = -1, act: str = "identity") -> _Value:
         from espalier import _native
 
-        x = self._whole(node.inputs[0])
-        matrix = self._matrices[node.inputs[1]]
-        choice = self.tuner.choose(matrix)
-        weight = _native.Weight(matrix, choice.format, choice.chunk, self.tuner.isa)
-        label = node.name or node.inputs[1]
-        self.layers.append(
-            Layer(
-                label,
-                "Linear",
-                choice.format,
-                choice.chunk,
-                choice.measured,
-                (matrix.rows, matrix.columns),
-                matrix.nonzeros,
-                weight.bytes,
-            )
-        )
-        bias = self._optional_vector(node, 2, matrix.rows)
-        self._unused[node.inputs[1]] -= 1
-        if not self._unused[node.inputs[1]]:
-            del self._matrices[node.inputs[1]]  # the packed form replaces it
-        value = self._new(self.program.add_linear(label, x.id, weight, bias, residual, act), x.domain, matrix.rows)
+        choice, layer = self._weights.take(node)
+        self.layers.append(layer)
+        rows = layer.shape[0]
+        weight, operands = choice.weight, (residual, act)
+        if isinstance(weight, _native.Weight8):
+            x, bias = self._quantize(node.inputs[0], self._static(node)), self._optional_vector(node, 4, rows)
+            after = self._rounding_after(result)
+            id_ = self.program.add_linear8(layer.name, x.id, weight, bias, *operands, *(after or ()))
+            if after:
+                value = self._quantized[result, after] = _Value(id_, x.domain, 0, rows, True)
+                return value
+        elif node.op == "QLinear":
+            x, bias = self._rounded(node), self._optional_vector(node, 4, rows)
+            id_ = self.program.add_linear(layer.name, x.id, weight, bias, *operands)
+        else:
+            x, bias = self._whole(node.inputs[0]), self._optional_vector(node, 2, rows)
+            id_ = self.program.add_linear(layer.name, x.id, weight, bias, *operands)
+        value = self._new(id_, x.domain, rows)
         self._define(result, value)
         return value
 
-    def _compress_weights(self) -> None:
-        """All weights to their nonzeros, several at a time: the engine lets go of the interpreter meanwhile."""
-        from espalier import _native
+    # ---- 8 bit activations -------------------------------------------------------------------------------------------
 
-        names = [node.inputs[1] for node in self.graph.nodes if node.op == "Linear"]
-        self._unused = {name: names.count(name) for name in names}
+    def _static(self, node: Node) -> Static | None:
+        """The scale and zero point that a QLinear or FakeQuantize gives its input; None for one of each per token."""
+        scale, zero = node.inputs[1:3] if node.op == "FakeQuantize" else [*node.inputs, "", ""][5:7]
+        if not scale:
+            return None
+        number = np.asarray(self.graph.constants[zero])
+        return float(self.graph.constants[scale]), float(number) + (128.0 if number.dtype == np.int8 else 0.0)
 
-        def compress(name: str) -> SparseMatrix:
-            constant: Any = self.graph.constants[name]
-            if isinstance(constant, SparseConstant):
-                return constant.matrix()
-            array = np.asarray(constant)
-            if array.dtype != np.float32 or not array.flags.aligned:
-                array = array.astype(np.float32)
-            return _native.compress(array)
+    def _quantize(self, name: str, static: Static | None) -> _Value:
+        """The integers of a value, made once for all who read it with the same scale and zero point."""
+        known = self._quantized.get((name, static))
+        if known is None:
+            x = self._whole(name)
+            id_ = self.program.add_quantize(f"quantize:{name}", x.id, *(static or ()))
+            known = self._quantized[name, static] = _Value(id_, x.domain, 0, x.width, True)
+        return known
 
-        unique = list(self._unused)
-        with ThreadPoolExecutor(max(1, self.threads)) as pool:
-            self._matrices = dict(zip(unique, pool.map(compress, unique), strict=True))
+    def _rounded(self, node: Node) -> _Value:
+        """The input of a QLinear or FakeQuantize as its integers have it, in floats."""
+        x = self._quantize(node.inputs[0], self._static(node))
+        return self._new(self.program.add_dequantize(self._label(node), x.id), x.domain, x.width)
+
+    def _lower_fakequantize(self, node: Node) -> None:
+        static = self._static(node)
+        self._define(node.outputs[0], self._rounded(node))
+        self._quantized[node.outputs[0], static] = self._quantize(node.inputs[0], static)
+
+    def _rounding_after(self, name: str) -> Static | None:
+        """The scale and zero point of all who read ``name``, if they have the same and nobody reads it as floats."""
+        readers = self._consumers.get(name, [])
+        if name in self._stores or any(reader.op not in ("QLinear", "FakeQuantize") for reader in readers):
+            return None
+        found = {self._static(reader) for reader in readers}
+        return found.pop() if len(found) == 1 else None
+
+    # ---- elementwise operations --------------------------------------------------------------------------------------
 
     def _lower_activation(self, node: Node) -> None:
         kind = node.attrs["kind"]
@@ -334,8 +334,8 @@ class Lowering:
         if not isinstance(pending, Node):
             return False
         residual = self._whole(other)
-        x = self._value(pending.inputs[0])
-        if residual.domain != x.domain or residual.width != self._matrices[pending.inputs[1]].rows:
+        shape = self.graph.types[linear].shape
+        if shape is None or residual.domain != _domain(shape) or residual.width != shape[-1]:
             return False
         self._emit_linear(pending, node.outputs[0], residual=residual.id)
         return True
@@ -439,3 +439,8 @@ def _key_major(function: HostFunction, spare: int) -> HostFunction:
         return out
 
     return key_major
+
+
+def _domain(shape: Shape) -> str:
+    """What a float tensor has rows for."""
+    return "token" if len(shape) == 3 else "sequence"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from espalier.compiler.formats import Tuner
-from espalier.compiler.lower import Layer, Lowering
+from espalier.compiler.lower import Lowering
 from espalier.compiler.packed import PackedBatch, PackedProgram, token_input
+from espalier.compiler.weights import Layer
 from espalier.ir.graph import Graph
 
 

@@ -7,10 +7,7 @@ and a rest (attention, normalisation, embeddings) that does not depend on zeros.
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Mapping
@@ -21,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from espalier.compiler.formats import cache_folder
+from espalier.cache import MachineCache, cache_folder
 from espalier.compression.groups import Groups, parse_pattern
 from espalier.errors import ConfigError, EspalierError
 
@@ -44,9 +41,10 @@ class Costs:
         self.isa = isa or _native.current_isa()
         lanes, groups = _native.panel_shape(self.isa)
         self._panel = lanes * groups
-        self._path = cache if cache is not None else cache_folder() / "costs.json"
-        self._key = f"{_processor()} {self.isa} {self._panel}"
-        self._known: dict[str, float] = self._read()
+        self._cache = MachineCache(cache or cache_folder() / "costs.json", _VERSION, self.isa)
+        self._known: dict[str, float] = self._cache.known
+        for name in [k for k, v in self._known.items() if not isinstance(v, int | float) or not v > 0]:
+            del self._known[name]
 
     def linear(self, shape: tuple[int, int], sparsity: float, groups: Groups) -> float:
         """A linear layer of ``shape`` (outputs, inputs) with that share of its groups gone; interpolated."""
@@ -87,15 +85,8 @@ class Costs:
         return max(0.0, times[0] / factor - dense), ""
 
     def save(self) -> None:
-        """Write new measurements to the cache. A cache that cannot be written is no error: it is only slower."""
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            content = self._file() | {self._key: self._known}
-            with tempfile.NamedTemporaryFile("w", dir=self._path.parent, delete=False) as file:
-                json.dump({"version": _VERSION, "machines": content}, file)
-            os.replace(file.name, self._path)
-        except OSError:
-            return
+        """Write new measurements to the cache."""
+        self._cache.save()
 
     def _linear(self, shape: tuple[int, int], sparsity: float, groups: Groups) -> float:
         rows, columns = min(groups.rows, shape[0]), min(groups.columns, shape[1])
@@ -149,22 +140,6 @@ class Costs:
         weights = sum(m.weight.numel() for m in linear.values())
         return f"{type(model).__name__} {known} {len(linear)} layers of {weights}"
 
-    def _file(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            return {}
-        if not isinstance(content, dict) or content.get("version") != _VERSION:
-            return {}
-        machines = content.get("machines")
-        return machines if isinstance(machines, dict) else {}
-
-    def _read(self) -> dict[str, float]:
-        known = self._file().get(self._key)
-        if not isinstance(known, dict):
-            return {}
-        return {str(k): float(v) for k, v in known.items() if isinstance(v, int | float) and v > 0}
-
 
 def _groups_for(shape: tuple[int, int]) -> Groups:
     """The pattern of the sparse model that is timed."""
@@ -205,12 +180,3 @@ def _time_model(model: nn.Module, linear: Mapping[str, nn.Linear], sparsity: flo
             session.run_ragged(None, sequences)
             best = min(best, time.perf_counter() - start)
     return best / (length * _SEQUENCES)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
