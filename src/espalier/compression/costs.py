@@ -42,9 +42,10 @@ class Costs:
         lanes, groups = _native.panel_shape(self.isa)
         self._panel = lanes * groups
         self._cache = MachineCache(cache or cache_folder() / "costs.json", _VERSION, self.isa)
-        self._known: dict[str, float] = self._cache.known
-        for name in [k for k, v in self._known.items() if not isinstance(v, int | float) or not v > 0]:
-            del self._known[name]
+        known = self._cache.known
+        for name in [k for k, v in known.items() if not isinstance(v, int | float) or not v > 0]:
+            del known[name]
+        self._known: dict[str, float] = known
 
     def linear(self, shape: tuple[int, int], sparsity: float, groups: Groups) -> float:
         """A linear layer of ``shape`` (outputs, inputs) with that share of its groups gone; interpolated."""
