@@ -45,6 +45,9 @@ _TRAINING = (
 @click.option("--pattern", help="unstructured, 4x1, 1x4, RxC, N:M, heads, neurons or layers.")
 @click.option("--score", help="magnitude, wanda, sparsegpt, obert or movement.")
 @click.option("--allocation", help="uniform, global or cost: how layers share the zeros.")
+@click.option("--quantize", type=click.Choice(["int8"]), help="Compute in 8 bit integers, keeping the zeros.")
+@click.option("--activations", type=click.Choice(["auto", "static", "dynamic"]), help="How inputs are quantised.")
+@click.option("--keep-float", multiple=True, metavar="REGEX", help="Layers that are not quantised; repeat for more.")
 @click.option("--recipe", type=_PATH, help="A TOML or JSON file of settings; options given here come first.")
 @click.option("--teacher", type=_PATH, help="The folder to learn from.  [default: MODEL as it is]")
 @click.option("--eval-data", type=_PATH, help="Held-out data for the figures in the report.")
@@ -69,11 +72,11 @@ _TRAINING = (
 @debug_option
 @click.pass_context
 def compress(context: click.Context, /, model: Path, output: Path, json_to: str | None, **options: Any) -> None:
-    """Prune MODEL, a Hugging Face folder, and train it until it is as good again.
+    """Prune or quantise MODEL, a Hugging Face folder, and train it until it is as good again.
 
     Writes a folder with the compressed model, the same as model.onnx, and a report, all verified. Without --minutes,
-    --epochs or --steps nothing is trained, only pruned. Ctrl-C writes a checkpoint; the same command with --resume
-    goes on from it.
+    --epochs or --steps nothing is trained, only pruned and quantised. Ctrl-C writes a checkpoint; the same command with
+    --resume goes on from it.
     """
     try:
         from espalier.compression.compress import Data, compress
@@ -149,6 +152,9 @@ def make_config(options: Mapping[str, Any]) -> Config:
     training = {name: options[name] for name in _TRAINING if options.get(name) is not None}
     if training:
         given["training"] = training
+    quantization = _quantization(options, recipe)
+    if quantization:
+        given["quantization"] = quantization
     if "sparsity" in given and "speedup" in given:
         raise InputError("--sparsity and --speedup are two ways to say how much to prune; give one of them")
     if {"sparsity", "speedup"} & given.keys():
@@ -159,5 +165,15 @@ def make_config(options: Mapping[str, Any]) -> Config:
         kept = {name: value for name, value in recipe.get("training", {}).items() if name not in limits}
         recipe = {**recipe, "training": kept}
     wanted = merged(recipe, given)
-    sparse = bool(wanted.get("sparsity")) or wanted.get("speedup") is not None
+    sparse = any(wanted.get(name) for name in ("sparsity", "speedup", "quantization"))
     return Config.from_dict(merged(defaults(options["task"], sparse=sparse), wanted))
+
+
+def _quantization(options: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are fields of ``Quantization``."""
+    fields = {"scheme": options.get("quantize"), "activations": options.get("activations")}
+    fields |= {"keep_float": options.get("keep_float") or None}
+    given = {name: value for name, value in fields.items() if value is not None}
+    if given and "scheme" not in given and not recipe.get("quantization"):
+        raise InputError("--activations and --keep-float are about quantised layers; add --quantize int8")
+    return given

@@ -206,6 +206,17 @@ def padding_of(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in evaluation mode, and afterwards in the mode it was in."""
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+@contextmanager
 def _hooks() -> Iterator[list[Any]]:
     handles: list[Any] = []
     try:

@@ -21,6 +21,7 @@ from espalier.compression.measure import Sizes, Speed, measure_sizes, measure_sp
 from espalier.compression.progress import Monitor
 from espalier.compression.progress import monitor as usual_monitor
 from espalier.compression.pruner import Pruner
+from espalier.compression.quantization.quantizer import QuantizationReport, Quantizer
 from espalier.compression.recovery import Plan
 from espalier.compression.report import CompressionReport, LayerRow
 from espalier.compression.tasks import TASKS, Columns, CustomTask, Embeddings, EncoderTask, QuestionAnswering, Task
@@ -60,7 +61,7 @@ def compress(
     monitor: Monitor | None = None,
     device: torch.device | None = None,
 ) -> CompressionReport:
-    """Prune a network and train it until it is as good again.
+    """Prune or quantise a network, and train it until it is as good again.
 
     ``model`` is a Hugging Face folder, with a ``task`` (:data:`.tasks.TASKS`), ``data`` and an ``output`` folder, which
     gets the compressed folder, ``model.onnx`` and the report, all verified; ``teacher`` is the folder to learn from, by
@@ -105,9 +106,8 @@ def compress(
 
 
 def is_sparse(config: Config) -> bool:
-    """Whether ``config`` asks for zeros."""
-    # A constant schedule prunes nothing, and keeps the zeros that are there.
-    return bool(config.sparsity) or config.speedup is not None or config.schedule.kind == "constant"
+    """Whether ``config`` asks for zeros, or for keeping those that are there."""
+    return bool(config.sparsity) or config.speedup is not None or config.keeps_zeros
 
 
 def make_task(name: str, folder: Path, config: Config, data: Data) -> EncoderTask:
@@ -167,7 +167,13 @@ class _FolderRun:
         dense = None if teacher is None else self._evaluate(task, teacher, "the dense model")
         pruner = Pruner(model, config) if sparse else None
         self.output.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(model, teacher, task, pruner, config, self.output, monitor=self.monitor, world=self.job)
+        quantizer = Quantizer(model, config) if config.quantization is not None else None
+        trainer = Trainer(
+            *(model, teacher, task, pruner, config, self.output),
+            monitor=self.monitor,
+            world=self.job,
+            quantizer=quantizer,
+        )
         history = trainer.run(resume=self.resume)
         zeros = 0.0 if pruner is None else pruner.sparsity()
         rows = [] if pruner is None else pruner.layer_report()
@@ -177,7 +183,8 @@ class _FolderRun:
         compressed = self._evaluate(task, model, "the result")
         found = self._finish(task, model, masks, dense_folder) if self.job.leader else None
         self.job.wait()
-        report = self._report(task, history, zeros, rows, dense, compressed, found)
+        quantization = None if quantizer is None else quantizer.report
+        report = self._report(task, history, quantization, zeros, rows, dense, compressed, found)
         if self.job.leader:
             report.save(self.output)
             # The verified export holds all that the checkpoint was kept for.
@@ -248,6 +255,7 @@ class _FolderRun:
         self,
         task: EncoderTask,
         history: History,
+        quantization: QuantizationReport | None,
         zeros: float,
         rows: Sequence[Any],
         dense: Scores | None,
@@ -265,6 +273,7 @@ class _FolderRun:
             config=self.config.to_dict(),
             layers=layer_rows(rows, {} if exported is None else exported.formats, speed),
             history=history,
+            quantization=quantization,
             dense=None if dense is None else dense.metric(),
             compressed=None if compressed is None else compressed.metric(),
             recovery=interval,
@@ -306,19 +315,25 @@ def _compress_module(
         raise InputError("give batches and loss together: batches are what loss(model, batch) understands")
     if not is_sparse(config) and batches is None:
         raise InputError("there is nothing to do: config asks for no pruning, and there are no batches to train on")
+    if config.quantization is not None and batches is None:
+        raise InputError("quantisation needs batches and loss to calibrate on; give both")
     if resume and output is None:
         raise InputError("resume needs the output folder of the run to go on with")
     if output is not None:
         check_place(output, [], resume=resume or _unstarted(output))
         output.mkdir(parents=True, exist_ok=True)
     pruner = Pruner(model, config) if is_sparse(config) else None
+    quantizer = Quantizer(model, config) if config.quantization is not None else None
     history = History()
     training = model.training
     if batches is not None and loss is not None:
         task: Task = CustomTask(batches, loss)
         device = next(model.parameters()).device
         trainer = Trainer(
-            model, None, task, pruner, config, output, monitor=monitor, world=World(job.rank, job.size, device)
+            *(model, None, task, pruner, config, output),
+            monitor=monitor,
+            world=World(job.rank, job.size, device),
+            quantizer=quantizer,
         )
         history = trainer.run(resume=resume)
     elif pruner is not None:
@@ -335,6 +350,7 @@ def _compress_module(
         config=config.to_dict(),
         layers=layer_rows([] if pruner is None else pruner.layer_report(), {}, None),
         history=history,
+        quantization=None if quantizer is None else quantizer.report,
         machine=_machine(job),
         versions=_versions(),
     )

@@ -21,11 +21,15 @@ from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 from espalier.compression.allocation import ALLOCATIONS
 from espalier.compression.groups import PATTERNS, parse_pattern
-from espalier.compression.schedules import SCHEDULES
+from espalier.compression.schedules import SCHEDULES, prunings
 from espalier.compression.scores import SCORES
 from espalier.errors import ConfigError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+SCHEMES = ("int8",)
+ACTIVATIONS = ("auto", "static", "dynamic")
+RANGES = ("minmax", "percentile", "mse", "entropy")
+ROUNDINGS = ("nearest", "gptq")
 
 
 class _Checked:
@@ -56,9 +60,8 @@ class _Checked:
                 near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise ConfigError(f"{cls.__name__} has no field {name!r}; {hint}It has {', '.join(known)}")
-            part = hints[name]
-            nested = isinstance(part, type) and issubclass(part, _Checked) and isinstance(value, Mapping)
-            given[name] = part.from_dict(value) if nested else value
+            part = next((o for o in _options(hints[name]) if isinstance(o, type) and issubclass(o, _Checked)), None)
+            given[name] = part.from_dict(value) if part is not None and isinstance(value, Mapping) else value
         return cls(**given)
 
 
@@ -173,9 +176,49 @@ class Calibration(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantization(_Checked):
+    """Linear layers in 8 bit integers: weights with a scale for every output, and zero points of 0, so that zeros stay.
+
+    ``activations``: ``static`` (one range for a layer's inputs, from calibration), ``dynamic`` (every token its own),
+    or ``auto``: static where that is nearly as exact. ``range``: how a static range follows from the inputs seen:
+    ``minmax``, ``percentile`` (of the values, ``percentile``), ``mse``, ``entropy``. ``smooth``: strength 0 to 1 of
+    SmoothQuant, which moves the size of single features from inputs into weights where that is exact; 0 leaves it out.
+    ``rounding`` of weights: to the ``nearest``, or ``gptq``, where later columns make up for the error of earlier ones.
+
+    ``finetune``: share of the training, its last part, in which the network is trained as a quantised one, with its
+    zeros frozen; 0 quantises when training is over. ``keep_float``: regular expressions searched in the names of linear
+    layers. ``accuracy_target``: share of the variance of the float model's outputs that the quantised model's must
+    explain; layers become dynamic, then float, those first that do most harm, until they do. It is for a network that
+    is not trained any more: with ``finetune`` above 0, and with a target of 0, all layers stay quantised.
+    """
+
+    scheme: str = "int8"
+    activations: str = "auto"
+    range: str = "mse"
+    percentile: float = 99.99
+    smooth: float = 0.0
+    rounding: str = "nearest"
+    finetune: float = 0.0
+    keep_float: tuple[str, ...] = ()
+    accuracy_target: float = 0.99
+
+    def _check(self) -> None:
+        _one_of("Quantization.scheme", self.scheme, SCHEMES)
+        _one_of("Quantization.activations", self.activations, ACTIVATIONS)
+        _one_of("Quantization.range", self.range, RANGES)
+        _within("Quantization.percentile", self.percentile, 50, 100, open_below=True)
+        _within("Quantization.smooth", self.smooth, 0, 1)
+        _one_of("Quantization.rounding", self.rounding, ROUNDINGS)
+        _within("Quantization.finetune", self.finetune, 0, 1)
+        _expressions("Quantization.keep_float", self.keep_float)
+        _within("Quantization.accuracy_target", self.accuracy_target, 0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(_Checked):
     """One run. ``sparsity`` (share of zeros in the prunable weights) or ``speedup`` (over dense, in the engine), or
-    neither to train without pruning.
+    neither to train without pruning. With ``quantization`` the result computes in integers; zeros that are there stay,
+    and with neither a sparsity nor a length of training the model is quantised as it is.
 
     ``pattern``: what becomes zero together: ``unstructured``, ``4x1`` or any ``RxC`` (outputs by inputs), ``N:M`` (N
     kept of M inputs), ``heads``, ``neurons``, ``layers``. ``score``: which of them go. ``allocation``: how the target
@@ -193,6 +236,7 @@ class Config(_Checked):
     recovery: Recovery = field(default_factory=Recovery)
     training: Training = field(default_factory=Training)
     calibration: Calibration = field(default_factory=Calibration)
+    quantization: Quantization | None = None
     seed: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -215,15 +259,30 @@ class Config(_Checked):
         _one_of("Config.allocation", self.allocation, ALLOCATIONS)
         _within("Config.seed", self.seed, 0, 2**63 - 1)
         for name in ("include", "exclude"):
-            for pattern in getattr(self, name):
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise ConfigError(
-                        f"Config.{name}: {pattern!r} is not a regular expression: {error}; to match a dot write \\."
-                    ) from error
+            _expressions(f"Config.{name}", getattr(self, name))
         if self.threads is not None:
             _within("Config.threads", self.threads, 1, 4096)
+        if self.quantization is not None:
+            self._check_quantization(self.quantization)
+
+    def _check_quantization(self, quantization: Quantization) -> None:
+        if self.speedup is not None:
+            raise ConfigError(
+                "a speedup is reckoned with the times of float layers, so it does not go with quantization; give a "
+                "sparsity"
+            )
+        last = max((when for when, _ in prunings(self.schedule)), default=0.0) if self.sparsity else 0.0
+        if quantization.finetune > 1 - last + 1e-9:
+            raise ConfigError(
+                f"Quantization.finetune {quantization.finetune:g} begins before the last pruning, when {last:g} of the "
+                f"training is done; expected at most {1 - last:g}, or an earlier end of the schedule"
+            )
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether weights that are zero at the start stay so and no others are pruned."""
+        asked = bool(self.sparsity) or self.speedup is not None
+        return self.schedule.kind == "constant" or (self.quantization is not None and not asked)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -246,12 +305,19 @@ class Config(_Checked):
     def to_dict(self) -> dict[str, Any]:
         """A nested dict of plain values; ``from_dict`` makes an equal configuration of it."""
         values = asdict(self)
+        if self.quantization is not None:
+            values["quantization"]["keep_float"] = list(self.quantization.keep_float)
         return values | {"include": list(self.include), "exclude": list(self.exclude)}
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; any other type alone."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _fit(value: Any, hint: Any, name: str) -> Any:
     """``value`` as the annotated type: an int where a float is meant becomes one, a list becomes a tuple."""
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    options = _options(hint)
     if value is None and type(None) in options:
         return None
     for option in options:
@@ -278,6 +344,16 @@ def _one_of(name: str, value: str, known: Any) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
 
 
+def _expressions(name: str, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(
+                f"{name}: {pattern!r} is not a regular expression: {error}; to match a dot write \\."
+            ) from error
+
+
 def _within(name: str, value: float, low: float, high: float, *, open_below: bool = False) -> None:
     if not (low < value if open_below else low <= value) or value > high:
         bounds = f"above {low:g}" if open_below else f"at least {low:g}"
@@ -290,6 +366,7 @@ __all__ = [
     "PATTERNS",
     "Calibration",
     "Config",
+    "Quantization",
     "Recovery",
     "Schedule",
     "Training",

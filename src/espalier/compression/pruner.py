@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from espalier.compression import structured, walk
 from espalier.compression.allocation import cheapest, global_counts
-from espalier.compression.calibration import Batches, Loss
+from espalier.compression.calibration import Batches, Loss, evaluating
 from espalier.compression.config import Config
 from espalier.compression.costs import GRID, Costs
 from espalier.compression.groups import STRUCTURED, Groups, parse_pattern
@@ -93,9 +92,7 @@ class Pruner:
         self._units = {unit.name: unit for unit in units}
         for name, module in linear.items():
             weight = module.weight.detach()
-            self.masks[name] = (
-                weight != 0 if config.schedule.kind == "constant" else torch.ones_like(weight, dtype=torch.bool)
-            )
+            self.masks[name] = weight != 0 if config.keeps_zeros else torch.ones_like(weight, dtype=torch.bool)
         self._check()
 
     # --- pruning ------------------------------------------------------------------------------------------------------
@@ -121,7 +118,7 @@ class Pruner:
             raise ConfigError(f"sparsity must be at least 0 and below 1, got {sparsity}")
         start = time.monotonic()
         self._score.notes = []
-        with _evaluating(self.model):
+        with evaluating(self.model):
             if self._stack is not None:
                 errors = self._prune_layers(sparsity, batches, loss)
             else:
@@ -424,13 +421,3 @@ class Pruner:
             what = f"groups of the pattern {config.pattern}"
         if not count:
             raise ConfigError(f"sparsity {config.sparsity} takes away none of the {what}; ask for more")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)

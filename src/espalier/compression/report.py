@@ -12,6 +12,7 @@ from typing import Any
 
 from espalier.compression.measure import Sizes, Speed
 from espalier.compression.progress import duration
+from espalier.compression.quantization.quantizer import QuantizationReport
 from espalier.compression.trainer import History, plain
 from espalier.data.metrics import LEVEL, Interval, Metric
 from espalier.errors import CheckpointError
@@ -58,6 +59,7 @@ class CompressionReport:
     config: dict[str, Any]
     layers: tuple[LayerRow, ...]
     history: History
+    quantization: QuantizationReport | None = None
     dense: Metric | None = None
     compressed: Metric | None = None
     recovery: Interval | None = None
@@ -92,6 +94,8 @@ class CompressionReport:
     def summary(self) -> list[str]:
         """The main figures, a line each."""
         lines = [f"{self.model}: {self.sparsity:.1%} of the prunable weights are zero"]
+        if self.quantization is not None:
+            lines.append(str(self.quantization))
         if self.dense is not None:
             lines.append(f"dense   {self.dense}")
         if self.compressed is not None:
@@ -118,12 +122,15 @@ class CompressionReport:
 
     def to_markdown(self, plots: Sequence[str] = ()) -> str:
         """The whole report; ``plots`` are paths of images to show."""
-        title = f"# {self.model}, {self.sparsity:.0%} zeros, {self.task}"
+        kind = ", int8" if self.quantization is not None else ""
+        title = f"# {self.model}, {self.sparsity:.0%} zeros{kind}, {self.task}"
         parts = [title, "\n".join(f"- {line}" for line in self.summary())]
         if self.checks:
             parts += ["## Verification", "\n".join(f"- {check}" for check in self.checks)]
         if self.layers:
             parts += ["## Layers", f"Errors are those of the last pruning: {self._unit()}.", self._layer_table()]
+        if self.quantization is not None:
+            parts += ["## Quantisation", _QUANTIZATION, self._quantization_table(self.quantization)]
         if self.history.prunings:
             rows = ["| step | sparsity | seconds |", "| ---: | ---: | ---: |"]
             rows += [f"| {p['step']} | {p['sparsity']:.1%} | {p['seconds']:.1f} |" for p in self.history.prunings]
@@ -160,6 +167,17 @@ class CompressionReport:
             rows.append("| " + " | ".join(cells) + " |")
         return "\n".join(rows)
 
+    def _quantization_table(self, quantization: QuantizationReport) -> str:
+        rows = [
+            "| layer | inputs | error, static | dynamic | now | cut off | harm | why |",
+            "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        ]
+        for layer in quantization.layers:
+            figures = (layer.error_static, layer.error_token, layer.error, layer.saturated, layer.harm)
+            cells = [layer.name, layer.activations, *(_number(figure, ".1e") for figure in figures), layer.why]
+            rows.append("| " + " | ".join(cells) + " |")
+        return "\n".join(rows)
+
     def save(self, folder: Path) -> None:
         """Write ``report.json``, ``report.md`` and the plots. Raises CheckpointError when that is impossible."""
         try:
@@ -188,6 +206,13 @@ class CompressionReport:
             found.append(folder / "layers.png")
             figure.savefig(found[-1], dpi=120)
         return found
+
+
+_QUANTIZATION = (
+    "Errors are shares of the squared norm of the layer's outputs: rounded plainly with static and with dynamic "
+    "inputs, and as the layer is now. Cut off: share of the inputs beyond the static range. Harm: share of the "
+    "variance of the model's outputs that is lost when this layer alone, with those that share its input, is quantised."
+)
 
 
 def _plot_training(figure: Any, history: History) -> None:

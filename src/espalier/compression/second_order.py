@@ -8,6 +8,8 @@ zero is ``d = -H^-1[:, q] (H^-1[q, q])^-1 w[q]`` and costs ``w[q]^T (H^-1[q, q])
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -85,25 +87,59 @@ def sweep(
     down, taken = kept.shape[0], 0
     for begin in range(0, inputs, block):
         end = min(inputs, begin + block)
-        local, u = weight[:, begin:end], factor[begin:end, begin:end]
         columns = slice(begin // width, end // width)
-        errors = _block_errors(local, u, width)
+        errors = _block_errors(weight[:, begin:end], factor[begin:end, begin:end], width)
         scores = errors.reshape(down, groups.rows, -1).sum(1)
         quota = round(count * end / inputs) - taken
         chosen = groups.select(scores, quota, kept[:, columns])
         kept[:, columns] = chosen
         taken += int((~chosen).sum())
-        stay = groups.expand(chosen)
-        lost = torch.zeros_like(local)
-        for i in range(0, end - begin, width):
-            j = i + width
-            change = local[:, i:j] * ~stay[:, i:j]
-            error = torch.linalg.solve_triangular(u[i:j, i:j], change, upper=True, left=False)
-            local[:, i:j] -= change
-            local[:, j:] -= error @ u[i:j, j:]
-            lost[:, i:j] = error
-        weight[:, end:] -= lost @ factor[begin:end, end:]
+        gone = ~groups.expand(chosen)
+
+        def lost(i: int, values: Tensor, gone: Tensor = gone) -> Tensor:
+            return values * gone[:, i : i + width]
+
+        _change_columns(weight, factor, begin, end, width, lost)
     return weight, kept
+
+
+def round_columns(weight: Tensor, factor: Tensor, mask: Tensor, scale: Tensor, limit: int, block: int) -> Tensor:
+    """GPTQ (Frantar et al. 2022, arXiv 2210.17323): round column by column, and let all later ones make up for it.
+
+    ``weight`` ``[outputs, inputs]``; ``factor`` from :func:`inverse_factor`; ``mask``: what may differ from zero;
+    ``scale`` ``[outputs, 1]``. Returns integers from ``-limit`` to ``limit`` in floats ``[outputs, inputs]``.
+    """
+    weight, steps = weight.to(factor.dtype).clone(), torch.zeros_like(weight, dtype=factor.dtype)
+    scale = scale.to(factor.dtype)
+    inputs = weight.shape[1]
+    for begin in range(0, inputs, block):
+
+        def lost(i: int, column: Tensor, begin: int = begin) -> Tensor:
+            here = slice(begin + i, begin + i + 1)
+            steps[:, here] = torch.round(column / scale).clamp(-limit, limit) * mask[:, here]
+            return column - steps[:, here] * scale
+
+        _change_columns(weight, factor, begin, min(inputs, begin + block), 1, lost)
+    return steps
+
+
+def _change_columns(
+    weight: Tensor, factor: Tensor, begin: int, end: int, width: int, lost: Callable[[int, Tensor], Tensor]
+) -> None:
+    """Take ``lost(place after begin, columns)`` from every ``width`` columns in turn, all later ones making up for it.
+
+    In place, from the column ``begin`` to ``end``; those after ``end`` are brought up to date once, at the end.
+    """
+    local, u = weight[:, begin:end], factor[begin:end, begin:end]
+    errors = torch.zeros_like(local)
+    for i in range(0, end - begin, width):
+        j = i + width
+        change = lost(i, local[:, i:j])
+        error = torch.linalg.solve_triangular(u[i:j, i:j], change, upper=True, left=False)
+        local[:, i:j] -= change
+        local[:, j:] -= error @ u[i:j, j:]
+        errors[:, i:j] = error
+    weight[:, end:] -= errors @ factor[begin:end, end:]
 
 
 def _block_errors(weight: Tensor, u: Tensor, width: int) -> Tensor:

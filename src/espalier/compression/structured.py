@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from espalier.compression.calibration import Loss
 from espalier.compression.groups import Groups
 from espalier.compression.layers import Layer
+from espalier.compression.quantization.linear import QuantizedLinear
 from espalier.errors import ConfigError, DataError, UnsupportedModelError
 from espalier.hf.encoders import FAMILIES, Family
 
@@ -250,5 +251,7 @@ def _cut(module: nn.Linear, keep: Tensor, axis: int) -> None:
         module.in_features = len(keep)
         return
     module.out_features = len(keep)
+    if isinstance(module, QuantizedLinear):
+        module.weight_scale = module.weight_scale[keep]
     if module.bias is not None:
         module.bias = nn.Parameter(module.bias.detach()[keep].clone(), module.bias.requires_grad)

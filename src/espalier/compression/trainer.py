@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from espalier.compression import checkpoint
+from espalier.compression.calibration import evaluating
 from espalier.compression.config import Config, Training
 from espalier.compression.distributed import World, pick_device, tensors_of
 from espalier.compression.progress import Monitor, Status
 from espalier.compression.pruner import Pruner
+from espalier.compression.quantization.quantizer import Quantizer
 from espalier.compression.recovery import Plan, distillation
 from espalier.compression.schedules import learning_rate_at, sparsity_at
 from espalier.compression.tasks.base import EncoderTask, Task
@@ -109,7 +111,8 @@ class _Budget:
 
 
 class Trainer:
-    """Trains ``model`` in place. ``pruner`` None trains it dense; ``teacher`` None learns from labels alone.
+    """Trains ``model`` in place. ``pruner`` None trains it dense; ``teacher`` None learns from labels alone;
+    ``quantizer`` None leaves it float.
 
     ``output`` gets the log and the checkpoints; None writes nothing, and an interruption loses the run.
     """
@@ -125,11 +128,13 @@ class Trainer:
         *,
         monitor: Monitor | None = None,
         world: World | None = None,
+        quantizer: Quantizer | None = None,
     ) -> None:
         self.world = world or World(0, 1, pick_device())
         self.device = self.world.device
         self.task = task
         self.pruner = pruner
+        self.quantizer = quantizer
         self.config = config
         self.output = output
         self.monitor = monitor or Monitor()
@@ -183,6 +188,7 @@ class Trainer:
                 self._state.elapsed = self.world.agree(before + time.monotonic() - began)
                 fraction = budget.fraction(self._state.step, self._state.elapsed)
                 self._prune(fraction, optimizer)
+                self._quantize(fraction)
                 if self.world.anyone(self._stop.is_set()):  # asked for while pruning, which may take minutes
                     self._state.elapsed = before + time.monotonic() - began
                     self._save(optimizer)
@@ -232,6 +238,8 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         if self.pruner is not None:
             self.pruner.enforce()
+        if self.quantizer is not None:
+            self.quantizer.follow()
         state = self._state
         state.step += 1
         state.tokens += getattr(batch, "tokens", 0) * self.world.size
@@ -275,16 +283,9 @@ class Trainer:
             return
         self.monitor.stage(f"pruning to {wanted:.1%} with {self.config.score}")
         start = time.monotonic()
-        order = _CALIBRATION + len(self.history.prunings)
-        keys = self.task.epoch(self.config.training.batch_tokens, seed=self.config.seed, epoch=order)
-
-        def batches() -> Iterator[Any]:
-            return (self._on_device(self.task.batch(key)) for key in keys)
-
-        training = self.model.training
-        self.model.eval()
-        report = pruner.prune(wanted, batches, self.task.pruning_loss)
-        self.model.train(training)
+        batches = self._calibration(len(self.history.prunings))
+        with evaluating(self.model):
+            report = pruner.prune(wanted, batches, self.task.pruning_loss)
         self.model.zero_grad(set_to_none=True)
         self.world.share([*self.model.state_dict().values(), *tensors_of(pruner.masks)])
         pruner.enforce(optimizer)
@@ -295,6 +296,25 @@ class Trainer:
         self.history.prunings.append(row)
         self._log(row | {"event": "pruning"})
         self.monitor.say(f"pruned to {pruner.sparsity():.1%} with {self.config.score} in {row['seconds']:.1f} s")
+
+    def _quantize(self, fraction: float) -> None:
+        quantizer = self.quantizer
+        if quantizer is None or quantizer.done or fraction < quantizer.begins - 1e-9:
+            return
+        self.monitor.stage("quantising to 8 bits")
+        start = time.monotonic()
+        with evaluating(self.model):
+            batches = self._calibration(len(self.history.prunings))
+            report = quantizer.quantize(batches, self.task.pruning_loss, self.task.answers)
+        self.model.zero_grad(set_to_none=True)
+        self.world.share([*self.model.state_dict().values()])
+        self.history.notes.extend(report.notes)
+        self.monitor.say(f"{report}, in {time.monotonic() - start:.1f} s")
+
+    def _calibration(self, number: int) -> Callable[[], Iterator[Any]]:
+        """Batches of the training data in an order of their own for each ``number``, the same on every call."""
+        keys = self.task.epoch(self.config.training.batch_tokens, seed=self.config.seed, epoch=_CALIBRATION + number)
+        return lambda: (self._on_device(self.task.batch(key)) for key in keys)
 
     # --- data ---------------------------------------------------------------------------------------------------------
 
@@ -384,6 +404,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "pruner": None if self.pruner is None else self.pruner.state_dict(),
+                "quantizer": None if self.quantizer is None else self.quantizer.state_dict(),
                 "rng": rng_state(self.device),
                 "batches": len(self._epoch(self._state.epoch)),
             }
@@ -407,6 +428,8 @@ class Trainer:
                 f"{len(self._epoch(0))}; resume with the same data"
             )
         try:
+            if self.quantizer is not None:
+                self.quantizer.load_state_dict(saved["quantizer"])
             self.model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             if self.pruner is not None:

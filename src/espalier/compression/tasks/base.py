@@ -29,7 +29,7 @@ from espalier.data import (
 from espalier.data.hub import is_dataset
 from espalier.data.metrics import Scores
 from espalier.data.tabular import SUFFIXES
-from espalier.errors import ConfigError, DataError
+from espalier.errors import ConfigError, DataError, InputError
 from espalier.hf.encoders import FAMILIES
 
 
@@ -84,6 +84,22 @@ class Task(ABC):
     def pruning_loss(self, model: nn.Module, batch: Any) -> Tensor:
         """The loss whose gradients say which weights matter."""
         return self.loss(model, batch)
+
+    def answers(self, model: nn.Module, batch: Any) -> Tensor:
+        """What the model says about a batch, ``[examples, values]``, by which two models are compared.
+
+        Here the first float tensor among the model's own outputs. Raises InputError when there is none.
+        """
+        said: list[Any] = []
+        handle = model.register_forward_hook(lambda module, inputs, output: said.append(output))
+        try:
+            self.loss(model, batch)
+        finally:
+            handle.remove()
+        found = _first_float(said)
+        if found is None:
+            raise InputError("the loss does not call the model, or the model returns no float tensor")
+        return found.detach().float().reshape(-1, found.shape[-1] if found.ndim else 1)
 
     def evaluate(self, model: nn.Module) -> Scores | None:
         """The figure on held-out data; None without such data."""
@@ -208,6 +224,17 @@ class EncoderTask(Task):
             tuple(raw.attentions) if wants.attention else (),
         )
 
+    def answers(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Embeddings of length one, or the logits; of tokens without padding."""
+        outputs = self.outputs(model, batch, Wants())
+        if outputs.embedding is not None:
+            return nn.functional.normalize(outputs.embedding, dim=-1)
+        tokens = batch.mask != 0
+        by_token = [
+            scores[tokens] if scores.shape[:2] == tokens.shape else scores for scores in outputs.logits.values()
+        ]
+        return torch.cat([scores.reshape(len(scores), -1) for scores in by_token], 1)
+
     def _logits(self, raw: Any, batch: Batch) -> dict[str, Tensor]:
         return {}
 
@@ -238,6 +265,14 @@ class EncoderTask(Task):
         finally:
             model.train(was_training)
         return found
+
+
+def _first_float(value: Any) -> Tensor | None:
+    """The first float tensor in nested outputs of a module."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() else None
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return next((found for part in parts if (found := _first_float(part)) is not None), None)
 
 
 def _parameters(model: nn.Module) -> Mapping[str, Any]:

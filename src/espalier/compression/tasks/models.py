@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from espalier.compression.quantization.checkpoint import settings_of, tensors_of
 from espalier.errors import MissingDependencyError, ModelFormatError, ModelNotFoundError, UnsupportedModelError
+from espalier.hf.config import Config
 from espalier.hf.sentence import MODULES, read_modules
 
 _HEADS = ("qa_outputs.", "classifier.", "pre_classifier.", "score.", "logits_proj.")
@@ -72,6 +74,8 @@ def load_encoder(folder: Path, head: str, *, attention: bool, **settings: Any) -
             "compression needs the package transformers, which is not installed: pip install 'espalier[compress]'"
         ) from error
     home = model_home(folder)
+    if Config.read(home / "config.json").get("quantization_config"):
+        raise UnsupportedModelError(f"{home} is quantised already; compress the float model that it was made from")
     options: dict[str, Any] = {
         "local_files_only": True,
         "use_safetensors": True,
@@ -133,11 +137,15 @@ def _quiet() -> Iterator[None]:
 
 
 def save_model(model: nn.Module, folder: Path) -> None:
-    """Write ``config.json`` and ``model.safetensors`` (float32) into ``folder``."""
-    kept = {name: tensor.detach().to("cpu", torch.float32) for name, tensor in model.state_dict().items()}
+    """Write ``config.json`` and ``model.safetensors`` into ``folder``: float32, and int8 what is quantised."""
     saver: Any = model
     with _quiet():
-        saver.save_pretrained(str(folder), state_dict=kept)
+        saver.save_pretrained(str(folder), state_dict=tensors_of(model))
+    quantization = settings_of(model)
+    if quantization is not None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(config | {"quantization_config": quantization}, indent=2) + "\n", encoding="utf-8")
 
 
 def normalizes(folder: Path) -> bool:

@@ -1,0 +1,1 @@
+"""Eight bit integers: see :mod:`espalier.compression.quantization.quantizer`."""
