@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from espalier import compiler
 from espalier.compiler.formats import Tuner, float_candidates
-from espalier.compiler.matrices import ScaledTable, SparseConstant
+from espalier.compiler.matrices import SparseConstant, SparseIntegers
 from espalier.errors import ModelFormatError
 from espalier.ir import Graph, Node, TensorType, reference
+from espalier.ir.quantization import dequantize
+from espalier.ir.stored import ScaledTable
 from espalier.ir.verify import verify
 from espalier.passes.partition import NativeSegment, Program
 
@@ -218,10 +220,45 @@ def test_matrices_survive_storage_bit_for_bit() -> None:
     dense[4] = np.arange(1, 1201)
     stored = SparseConstant.of(_native.compress(dense))
     np.testing.assert_array_equal(np.asarray(stored).view(np.uint32), dense.view(np.uint32))
+
+
+def test_integers_survive_storage_bit_for_bit() -> None:
+    random = np.random.default_rng(0)
+    zero = random.integers(0, 256, 6).astype(np.uint8)
+    for width in (1, 4):
+        q = random.integers(0, 256, (6, 1200)).astype(np.uint8)
+        kept = random.random((6, 1200 // width)).repeat(width, 1) < 0.1
+        kept[2], kept[3, :1100] = False, False  # an empty row, and a gap of more than one byte
+        q = np.where(kept, q, zero[:, None])
+        stored = SparseIntegers.of(q, zero)
+        assert stored is not None
+        assert stored.values.shape[1] == width
+        np.testing.assert_array_equal(np.asarray(stored), q)
+        assert np.asarray(stored).dtype == q.dtype
+    assert SparseIntegers.of(np.ones((6, 8), np.int8), None) is None
+
+
+def test_a_sparse_weight_of_integers_takes_a_twentieth_of_its_floats(tmp_path: Path) -> None:
+    """90 % of zeros in 1x4 blocks."""
+    random = np.random.default_rng(0)
+    q = random.integers(-127, 128, (768, 768)).astype(np.int8)
+    q[random.random((768, 192)).repeat(4, 1) < 0.9] = 0
+    stored = SparseIntegers.of(q, None)
+    assert stored is not None
+    assert stored.stored_bytes <= 0.05 * q.size * 4
+
+
+def test_tables_survive_storage() -> None:
     table = np.random.default_rng(0).standard_normal((6, 40)).astype(np.float32)
     table[3] = 0
     error = np.abs(np.asarray(ScaledTable.of(table)) - table)
     assert (error <= np.abs(table).max(axis=1, keepdims=True) / 65534 * 1.01).all()
+    for zero, dtype in ((np.uint8(128), np.int8), (np.uint8(3), np.int16)):
+        q = np.arange(256, dtype=np.uint8).reshape(8, 32)
+        scale = np.float32(0.037)
+        kept = ScaledTable.dequantized(q, scale, zero)
+        assert kept.integers.dtype == dtype
+        np.testing.assert_array_equal(np.asarray(kept), dequantize(q, scale, zero))
 
 
 def test_the_tuner_remembers_and_survives_a_broken_cache(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from espalier.compiler.formats import Tuner
-from espalier.compiler.matrices import ScaledTable
 from espalier.compiler.plumbing import HostFunction, Output, bias_function, host_function, masks_of, stores_of
 from espalier.compiler.weights import Layer, Weights
 from espalier.errors import GraphError, InputShapeError, UnsupportedModelError
 from espalier.ir.graph import Graph, Node, Shape
+from espalier.ir.stored import ScaledTable
 
 if TYPE_CHECKING:
     from espalier._native import Program, SparseMatrix
@@ -196,7 +196,11 @@ class Lowering:
         constant: Any = self.graph.constants[table]  # an array, or the stored form of one
         number = self._index_input(ids)
         if isinstance(constant, ScaledTable):
-            entry: tuple[Any, np.ndarray | None, int] = (constant.integers, constant.scales, number)
+            entry: tuple[Any, np.ndarray | None, int] = (
+                np.require(constant.integers, np.int16, ["C", "A"]),
+                np.ascontiguousarray(constant.scales),
+                number,
+            )
         else:
             array = np.asarray(constant)
             entry = (np.require(array, np.float32, ["C", "A"]), None, number)

@@ -1,14 +1,15 @@
-"""Constants as a plan stores them: arrays to whoever asks for their shape, dense only to whoever insists."""
+"""Weights as a plan stores them: by what is not zero."""
 
 from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from espalier.errors import EngineError, ModelFormatError
+from espalier.ir.stored import StoredMatrix
 
 if TYPE_CHECKING:
     from espalier._native import SparseMatrix
@@ -20,35 +21,35 @@ def _corrupt(what: str) -> ModelFormatError:
     return ModelFormatError(f"a sparse weight of the plan is corrupt ({what}); compile the model again")
 
 
-class StoredMatrix:
-    """A float32 matrix in some compact form. Behaves like a read-only array: shape, dtype, ``numpy.asarray``."""
+def encode_gaps(counts: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Places in a matrix, row by row and ascending, as uint8: how many are skipped before each in its row.
 
-    dtype = np.dtype(np.float32)
-    ndim = 2
-    shape: tuple[int, int]
+    ``counts`` ``[rows]``, ``columns`` ``[places]``. A 255 skips 255 and is no place itself.
+    """
+    columns = columns.astype(np.int32)
+    before = np.empty_like(columns)
+    before[1:] = columns[:-1]
+    starts = np.cumsum(counts) - counts
+    before[starts[counts > 0]] = -1
+    gaps = columns - before - 1
+    escapes = gaps // _ESCAPE
+    stream = np.full(len(gaps) + int(escapes.sum()), _ESCAPE, np.uint8)
+    stream[np.cumsum(escapes + 1) - 1] = gaps % _ESCAPE
+    return stream
 
-    @property
-    def size(self) -> int:
-        """Entries, zeros included."""
-        return self.shape[0] * self.shape[1]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the dense matrix."""
-        return self.size * 4
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self._dense().astype(dtype or np.float32, copy=False)
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        found: np.ndarray = self._dense()[index]
-        return found
-
-    def _dense(self) -> np.ndarray:
-        raise TypeError(f"{type(self).__name__} does not say how to become dense")
+def decode_gaps(counts: np.ndarray, gaps: np.ndarray, extent: int) -> np.ndarray:
+    """The columns that :func:`encode_gaps` encoded. Raises ModelFormatError where one is not below ``extent``."""
+    place = gaps != _ESCAPE
+    if int(counts.sum(dtype=np.int64)) != int(place.sum()) or (len(gaps) and not place[-1]):
+        raise _corrupt(f"{counts.sum(dtype=np.int64)} places are announced, {place.sum()} are there")
+    ends = np.cumsum(np.where(place, gaps.astype(np.int64) + 1, _ESCAPE))[place]
+    starts = np.cumsum(counts, dtype=np.int64) - counts
+    bases = np.concatenate([[0], ends])[starts]
+    columns: np.ndarray = ends - np.repeat(bases, counts) - 1
+    if len(columns) and int(columns.max()) >= extent:
+        raise _corrupt(f"a place at {columns.max()} of {extent}")
+    return columns
 
 
 @dataclass(eq=False)
@@ -71,22 +72,13 @@ class SparseConstant(StoredMatrix):
     @classmethod
     def of(cls, matrix: SparseMatrix) -> SparseConstant:
         """Encode the nonzeros of ``matrix``."""
-        starts = np.asarray(matrix.starts)
-        counts = np.diff(starts)
-        columns = np.asarray(matrix.indices).astype(np.int32)
-        before = np.empty_like(columns)
-        before[1:] = columns[:-1]
-        before[starts[:-1][counts > 0]] = -1
-        gaps = columns - before - 1
-        escapes = gaps // _ESCAPE
-        stream = np.full(len(gaps) + int(escapes.sum()), _ESCAPE, np.uint8)
-        stream[np.cumsum(escapes + 1) - 1] = gaps % _ESCAPE
+        counts = np.diff(np.asarray(matrix.starts))
         bits = np.asarray(matrix.values).view(np.uint32)
         top = zlib.compress((bits >> 24).astype(np.uint8).tobytes(), 6)
         return cls(
             (matrix.rows, matrix.columns),
             counts.astype(np.uint32),
-            stream,
+            encode_gaps(counts, np.asarray(matrix.indices)),
             (bits & 0xFFFF).astype(np.uint16),
             ((bits >> 16) & 0xFF).astype(np.uint8),
             np.frombuffer(top, np.uint8),
@@ -123,25 +115,46 @@ class SparseConstant(StoredMatrix):
 
 
 @dataclass(eq=False)
-class ScaledTable(StoredMatrix):
-    """Rows of 16-bit integers with a scale each: ``integers`` int16 ``[rows, columns]``, ``scales`` float32 ``[rows]``.
+class SparseIntegers(StoredMatrix):
+    """A matrix of 8 bit integers by what differs from each row's ``zero``, in runs of 1 or 4 columns.
 
-    Rounding error per entry is at most half a step, max|row| / 65534.
+    ``counts`` uint32 ``[rows]``: runs per row; ``gaps`` uint8: runs skipped before each, by :func:`encode_gaps`;
+    ``values`` int8 or uint8 ``[runs, 1 or 4]``; ``zero`` like ``values``, ``[rows]`` or ``[1]``.
     """
 
-    integers: np.ndarray
-    scales: np.ndarray
+    shape: tuple[int, int]
+    counts: np.ndarray
+    gaps: np.ndarray
+    values: np.ndarray
+    zero: np.ndarray
 
     def __post_init__(self) -> None:
-        self.shape = (self.integers.shape[0], self.integers.shape[1])
+        self.dtype = self.values.dtype
 
     @classmethod
-    def of(cls, table: np.ndarray) -> ScaledTable:
-        """Round a float32 table, finite throughout."""
-        scales = np.abs(table).max(axis=1, initial=0.0).astype(np.float32) / np.float32(32767)
-        safe = np.where(scales > 0, scales, np.float32(1))
-        return cls(np.clip(np.rint(table / safe[:, None]), -32767, 32767).astype(np.int16), scales)
+    def of(cls, q: np.ndarray, zero: np.ndarray | None) -> SparseIntegers | None:
+        """The shortest form of ``q``, whose zero points are ``zero`` (0 for None); None when nothing is saved."""
+        zero = np.zeros(1, q.dtype) if zero is None else np.asarray(zero).reshape(-1)
+        forms = [cls._in_runs(q, zero, width) for width in (1, 4) if q.shape[1] % width == 0]
+        best = min(forms, key=lambda form: form.stored_bytes)
+        return best if best.stored_bytes < q.nbytes else None
+
+    @classmethod
+    def _in_runs(cls, q: np.ndarray, zero: np.ndarray, width: int) -> SparseIntegers:
+        runs = q.reshape(q.shape[0], -1, width)
+        rows, columns = np.nonzero((runs != zero.reshape(-1, 1, 1)).any(axis=2))
+        counts = np.bincount(rows, minlength=q.shape[0]).astype(np.uint32)
+        return cls((q.shape[0], q.shape[1]), counts, encode_gaps(counts, columns), runs[rows, columns], zero)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What it takes on disk."""
+        return sum(part.nbytes for part in (self.counts, self.gaps, self.values, self.zero))
 
     def _dense(self) -> np.ndarray:
-        table: np.ndarray = self.integers.astype(np.float32) * self.scales[:, None]
-        return table
+        width = self.values.shape[1]
+        columns = decode_gaps(self.counts, self.gaps, self.shape[1] // width)
+        out = np.empty((self.shape[0], self.shape[1] // width, width), self.dtype)
+        out[:] = self.zero.reshape(-1, 1, 1)
+        out[np.repeat(np.arange(self.shape[0]), self.counts), columns] = self.values
+        return out.reshape(self.shape)

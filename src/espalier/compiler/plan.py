@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from espalier.compiler.matrices import ScaledTable, SparseConstant, StoredMatrix
+from espalier.compiler.matrices import SparseConstant, SparseIntegers
 from espalier.errors import GraphError, ModelFormatError, ModelNotFoundError
 from espalier.hf.safetensors import MAX_HEADER
 from espalier.ir.graph import Graph, Node, TensorType
+from espalier.ir.stored import ScaledTable, StoredMatrix
 from espalier.ir.verify import verify
 from espalier.passes.partition import NativeSegment, OrtSegment, Placed, Program, Step
 
@@ -31,6 +32,26 @@ _DENSE_ABOVE = 0.6
 _SMALL_TABLE = 64 * 1024
 """Tables with fewer entries than this are stored as they are: rounding them saves nothing."""
 _ALIGNMENT = 64
+_MOST_INTEGERS = 2**30
+"""Entries of an integer weight: far beyond any model's, and few enough to be made dense while loading."""
+_ROLES = {("Linear", 1): "weight", ("QLinear", 1): "integers", ("Embedding", 0): "table"}
+"""What an operand is stored as, by operation and place; all others are plain arrays."""
+
+_SPARSE: dict[str, tuple[str, ...]] = {
+    "counts": ("uint32",),
+    "gaps": ("uint8",),
+    "low": ("uint16",),
+    "middle": ("uint8",),
+    "top": ("uint8",),
+}
+_INTEGERS: dict[str, tuple[str, ...]] = {
+    "counts": ("uint32",),
+    "gaps": ("uint8",),
+    "values": ("int8", "uint8"),
+    "zero": ("int8", "uint8"),
+}
+_SCALED: dict[str, tuple[str, ...]] = {"integers": ("int8", "int16"), "scales": ("float32",)}
+"""The arrays that the compact forms of constants consist of, with their types."""
 
 _DTYPES = {
     "BOOL": "bool",
@@ -102,23 +123,18 @@ class _Writer:
                 "nodes": [[node.op, node.name, node.why] for node in step.nodes],
             }
         graph = step.graph
-        weights = {node.inputs[1] for node in graph.nodes if node.op == "Linear"}
-        tables = {node.inputs[0] for node in graph.nodes if node.op == "Embedding"}
-        others = {
-            name
-            for node in graph.nodes
-            for name in node.inputs[(1 if node.op == "Embedding" else 0) :]
-            if not (node.op == "Linear" and name == node.inputs[1])
-        }
+        roles: dict[str, set[str]] = {}
+        zeros: dict[str, Any] = {}
+        for node in graph.nodes:
+            for at, name in enumerate(node.inputs):
+                roles.setdefault(name, set()).add(_ROLES.get((node.op, at), "array"))
+            if node.op == "QLinear":
+                zeros[node.inputs[1]] = graph.constants.get([*node.inputs, ""][3])
         constants = {}
         for name, array in graph.constants.items():
             if id(array) not in self._known:
-                kind = "array"
-                if name in weights and name not in tables | others:
-                    kind = "weight"
-                elif name in tables and name not in weights | others:
-                    kind = "table"
-                self._known[id(array)] = (array, self._constant(array, kind))
+                (role,) = roles[name] if len(roles.get(name, ())) == 1 else ("array",)
+                self._known[id(array)] = (array, self._constant(array, role, zeros.get(name)))
             constants[name] = self._known[id(array)][1]
         return {
             "kind": "native",
@@ -128,24 +144,29 @@ class _Writer:
                 "inputs": graph.inputs,
                 "outputs": graph.outputs,
                 "types": {name: _type_json(kind) for name, kind in graph.types.items()},
-                "nodes": [[node.op, node.inputs, node.outputs, node.attrs, node.name] for node in graph.nodes],
+                "nodes": [[n.op, n.inputs, n.outputs, n.attrs, n.name, n.why] for n in graph.nodes],
                 "constants": constants,
             },
         }
 
-    def _constant(self, array: Any, kind: str) -> dict[str, Any]:
-        if kind == "weight" and array.ndim == 2 and array.dtype == np.float32:
+    def _constant(self, array: Any, role: str, zero: Any) -> dict[str, Any]:
+        if role == "weight" and array.ndim == 2 and array.dtype == np.float32:
             sparse = _compress(array)
             if sparse is not None:
-                parts = ("counts", "gaps", "low", "middle", "top")
-                stored = {part: self.add(getattr(sparse, part)) for part in parts}
-                return {"form": "sparse", "shape": list(sparse.shape), **stored}
-        if kind == "table" and not self.exact and array.dtype == np.float32 and array.size >= _SMALL_TABLE:
-            dense = np.asarray(array)
-            if np.isfinite(dense).all():
-                table = array if isinstance(array, ScaledTable) else ScaledTable.of(dense)
-                return {"form": "scaled", "integers": self.add(table.integers), "scales": self.add(table.scales)}
+                return {"form": "sparse", "shape": list(sparse.shape), **self._parts(sparse, _SPARSE)}
+        if role == "integers":
+            integers = SparseIntegers.of(np.asarray(array), zero)
+            if integers is not None:
+                return {"form": "integers", "shape": list(integers.shape), **self._parts(integers, _INTEGERS)}
+        rounded = role == "table" and not self.exact and array.dtype == np.float32 and array.size >= _SMALL_TABLE
+        if isinstance(array, ScaledTable):
+            return {"form": "scaled", **self._parts(array, _SCALED)}
+        if rounded and np.isfinite(np.asarray(array)).all():
+            return {"form": "scaled", **self._parts(ScaledTable.of(np.asarray(array)), _SCALED)}
         return self.array(array)
+
+    def _parts(self, stored: StoredMatrix, parts: dict[str, tuple[str, ...]]) -> dict[str, str]:
+        return {part: self.add(np.ascontiguousarray(getattr(stored, part))) for part in parts}
 
 
 def _compress(array: Any) -> SparseConstant | None:
@@ -331,8 +352,8 @@ def _step(step: dict[str, Any], tensors: dict[str, np.ndarray]) -> Step:
         raise ValueError(f"unknown kind of step {step['kind']!r}")
     stored = step["graph"]
     nodes_ = [
-        Node(str(op), _names(inputs), _names(outputs), dict(attrs), name=str(name))
-        for op, inputs, outputs, attrs, name in stored["nodes"]
+        Node(str(op), _names(inputs), _names(outputs), dict(attrs), name=str(name), why=str(why[0]) if why else "")
+        for op, inputs, outputs, attrs, name, *why in stored["nodes"]
     ]
     # The dialect's constants are arrays to every reader; a stored matrix is one in all that readers ask of it.
     constants: dict[str, Any] = {name: _stored(entry, tensors) for name, entry in stored["constants"].items()}
@@ -342,28 +363,39 @@ def _step(step: dict[str, Any], tensors: dict[str, np.ndarray]) -> Step:
 
 
 def _stored(entry: dict[str, Any], tensors: dict[str, np.ndarray]) -> np.ndarray | StoredMatrix:
-    if entry["form"] == "array":
+    form = entry["form"]
+    if form == "array":
         return tensors[entry["data"]]
-    if entry["form"] == "scaled":
-        integers, scales = tensors[entry["integers"]], tensors[entry["scales"]]
-        if (
-            integers.dtype != np.int16
-            or scales.dtype != np.float32
-            or integers.ndim != 2
-            or scales.shape != (len(integers),)
-        ):
-            raise ValueError("a rounded table has parts of the wrong type or shape")
+    if form == "scaled":
+        integers, scales = _read_parts(entry, tensors, _SCALED)
+        if integers.ndim != 2 or scales.shape != (len(integers),):
+            raise ValueError("a rounded table has parts of the wrong shape")
         return ScaledTable(integers, scales)
-    if entry["form"] != "sparse":
-        raise ValueError(f"unknown form of constant {entry['form']!r}")
+    if form not in ("sparse", "integers"):
+        raise ValueError(f"unknown form of constant {form!r}")
     rows, columns = (int(extent) for extent in entry["shape"])
-    parts = [tensors[entry[part]] for part in ("counts", "gaps", "low", "middle", "top")]
-    wanted = ("uint32", "uint8", "uint16", "uint8", "uint8")
-    if any(part.dtype.name != dtype or part.ndim != 1 for part, dtype in zip(parts, wanted, strict=True)):
-        raise ValueError("a sparse weight has parts of the wrong type")
-    if not (0 < rows < 2**31 and 0 < columns <= 65536) or len(parts[0]) != rows:
+    parts = _read_parts(entry, tensors, _SPARSE if form == "sparse" else _INTEGERS)
+    if not (0 < rows < 2**31 and 0 < columns <= 65536) or parts[0].shape != (rows,):
         raise ValueError("a sparse weight has an impossible shape")
-    return SparseConstant((rows, columns), *parts)
+    if form == "sparse":
+        if any(part.ndim != 1 for part in parts):
+            raise ValueError("a sparse weight has parts of the wrong shape")
+        return SparseConstant((rows, columns), *parts)
+    _, gaps, values, zero = parts
+    fits = values.ndim == 2 and values.shape[1] in (1, 4) and columns % values.shape[1] == 0 and gaps.ndim == 1
+    if not fits or zero.shape not in ((1,), (rows,)) or zero.dtype != values.dtype or rows * columns > _MOST_INTEGERS:
+        raise ValueError("an integer weight has parts of the wrong type or shape")
+    return SparseIntegers((rows, columns), *parts)
+
+
+def _read_parts(
+    entry: dict[str, Any], tensors: dict[str, np.ndarray], parts: dict[str, tuple[str, ...]]
+) -> list[np.ndarray]:
+    found = [tensors[entry[part]] for part in parts]
+    for (part, dtypes), array in zip(parts.items(), found, strict=True):
+        if array.dtype.name not in dtypes:
+            raise ValueError(f"the {part} of a constant are of type {array.dtype}, expected {' or '.join(dtypes)}")
+    return found
 
 
 def _names(values: Any) -> list[str]:

@@ -5,31 +5,32 @@ from __future__ import annotations
 import numpy as np
 
 from espalier.ir.graph import Node
+from espalier.ir.quantization import QUANTIZED
+from espalier.ir.stored import ScaledTable
 from espalier.passes.lifting.axes import BATCH, FEATURE, TOKEN, Axes, axis
 from espalier.passes.lifting.lifter import FLOATS, Lifter
-from espalier.passes.lifting.values import BS, BSF, SF, Constant, Row, Tensor, Value, View
+from espalier.passes.lifting.values import BS, BSF, SF, Constant, Dequantized, Row, Tensor, Value, View
 from espalier.passes.symbolic import ONE, Expr
 
 
 def embed(lift: Lifter, node: Node, table: Constant, along: int) -> Value | None:
     """``Gather(table, ids)`` over the rows of a constant."""
-    array = table.array
     ids_name, name = node.inputs[1], node.outputs[0]
-    if array.ndim != 2 or array.dtype.name not in FLOATS or along not in (0, -2):
+    if len(table.shape) != 2 or table.dtype not in FLOATS or along not in (0, -2):
         return None
     ids = lift.get(ids_name)
     shape = lift.shape(ids_name)
-    rows, width = array.shape
+    rows, width = table.shape
     if isinstance(ids, View) and ids.base.integer:
         tensor = Tensor("", SF if ids.base.layout == SF else BSF, ids.base.batch, ids.base.tokens, width)
         axes = (*ids.axes, axis(FEATURE, width))
-        return lift.emit("Embedding", [lift.float32(table), ids.base.name], {}, tensor, axes=axes, name=name)
+        return lift.emit("Embedding", [_table(lift, table), ids.base.name], {}, tensor, axes=axes, name=name)
     prober = lift.prober
     constant = prober.constant_id(ids_name)
     if constant is not None and shape is not None:
         row = constant[0] + (rows if constant[0] < 0 else 0)
         if 0 <= row < rows:
-            return Row(array[row].astype(np.float32), [*shape, Expr.of(width)])
+            return Row(table.array[row].astype(np.float32), [*shape, Expr.of(width)])
     found = prober.positions(ids_name)
     if found is not None:
         source = _ids(lift, ids_name)
@@ -48,8 +49,16 @@ def embed(lift: Lifter, node: Node, table: Constant, along: int) -> Value | None
             ids_tensor = Tensor("", BS, base.base.batch, base.base.tokens, 1, True)
             where = lift.emit("PositionsFromIds", [from_ids[0]], {"padding_idx": from_ids[1]}, ids_tensor, integer=True)
             tensor = Tensor("", BSF, base.base.batch, base.base.tokens, width)
-            return lift.emit("Embedding", [lift.float32(table), where.base.name], {}, tensor, name=name)
+            return lift.emit("Embedding", [_table(lift, table), where.base.name], {}, tensor, name=name)
     return _foreign_ids(lift, table, ids_name, shape, name)
+
+
+def _table(lift: Lifter, table: Constant) -> str:
+    """Name of a table's constant; one of integers stays so, with a scale per row."""
+    if not isinstance(table, Dequantized) or table.q.dtype.name not in QUANTIZED or table.axis != 0:
+        return lift.float32(table)
+    parts = (table.q, table.scale, table.zero)
+    return lift.derive((table.name, "table"), table.name, lambda: ScaledTable.dequantized(*parts))
 
 
 def _foreign_ids(lift: Lifter, table: Constant, ids: str, shape: list[Expr] | None, name: str) -> Value | None:
@@ -59,8 +68,8 @@ def _foreign_ids(lift: Lifter, table: Constant, ids: str, shape: list[Expr] | No
     for other in lift.graph.inputs:
         value = lift.get(other)
         if isinstance(value, View) and value.base.integer and [value.base.batch, value.base.tokens] == shape:
-            tensor = Tensor("", BSF, shape[0], shape[1], table.array.shape[1])
-            return lift.emit("Embedding", [lift.float32(table), ids], {}, tensor, name=name)
+            tensor = Tensor("", BSF, shape[0], shape[1], table.shape[1])
+            return lift.emit("Embedding", [_table(lift, table), ids], {}, tensor, name=name)
     return None
 
 
@@ -95,7 +104,7 @@ def _positions(lift: Lifter, source: View, table: Constant, offset: int, width: 
         "Positions", [base.name], {"offset": offset}, Tensor("", "1S", base.batch, base.tokens, 1, True), integer=True
     )
     tensor = Tensor("", SF, ONE, base.tokens, width)
-    return lift.emit("Embedding", [lift.float32(table), ids.base.name], {}, tensor, name=name)
+    return lift.emit("Embedding", [_table(lift, table), ids.base.name], {}, tensor, name=name)
 
 
 def position_rows(lift: Lifter, name: str, table: Constant, offset: int, tokens: Expr, rank: int) -> Value | None:

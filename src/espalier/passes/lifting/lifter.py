@@ -185,8 +185,8 @@ class Lifter:
             self.derived[key] = value.name if same else self.constant(value.name + stem, array)
         return self.derived[key]
 
-    def derive(self, key: tuple[Any, ...], stem: str, make: Callable[[], np.ndarray]) -> str:
-        """Name of the constant that ``make`` gives, added once per ``key``."""
+    def derive(self, key: tuple[Any, ...], stem: str, make: Callable[[], Any]) -> str:
+        """Name of the constant that ``make`` gives (an array or a StoredMatrix), added once per ``key``."""
         if key not in self.derived:
             self.derived[key] = self.constant(stem, make())
         return self.derived[key]

@@ -320,7 +320,7 @@ def gather(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value |
         if isinstance(data, Dequantized):
             return quantized.look_up(lift, node, data, along)
         # What integers stand for is known where they are dequantised.
-        return Rows(node, data) if data.array.dtype.name in QUANTIZED else embed(lift, node, data, along)
+        return Rows(node, data) if data.dtype in QUANTIZED else embed(lift, node, data, along)
     if not isinstance(data, View) or numbers is None or len(numbers) != 1:
         return None
     rank = len(lift.shape(node.inputs[1]) or [])

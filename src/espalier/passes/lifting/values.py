@@ -67,6 +67,14 @@ class Constant(Value):
     name: str
     array: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> str:
+        return str(self.array.dtype.name)
+
 
 class Dequantized(Constant):
     """A constant ``(q - zero) * scale`` of integers ``q``, which becomes dense only where ``array`` is asked for.
@@ -76,6 +84,14 @@ class Dequantized(Constant):
 
     def __init__(self, name: str, q: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int = 0) -> None:
         self.name, self.q, self.scale, self.zero, self.axis = name, q, scale, zero, axis
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.q.shape
+
+    @property
+    def dtype(self) -> str:
+        return "float32"
 
     @cached_property
     def array(self) -> np.ndarray:  # type: ignore[override]
