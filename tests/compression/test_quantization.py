@@ -101,6 +101,24 @@ def test_scales_follow_growing_weights_only() -> None:
     assert torch.equal(module.weight_scale[1:], before[1:])
 
 
+def test_training_makes_up_for_rounding() -> None:
+    torch.manual_seed(0)
+    x, dense = torch.randn(200, 24), nn.Linear(24, 16)
+    want = dense(x).detach()
+    module = QuantizedLinear.convert(dense, STATIC)
+    module.set_input(*parameters(-1.0, 1.0))  # cuts off a third of the inputs
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        loss = ((module(x) - want) ** 2).mean()
+        losses.append(float(loss.detach()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.follow()
+    assert losses[-1] < 0.6 * losses[0]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers(value: float) -> None:
     with pytest.raises(TrainingError, match="weight to quantise is not a finite number"):

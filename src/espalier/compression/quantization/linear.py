@@ -7,7 +7,8 @@ Jacob et al. 2018, arXiv 1712.05877).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -111,7 +112,9 @@ class QuantizedLinear(nn.Linear):
 
     def set_input(self, scale: Tensor, zero: Tensor) -> None:
         """Parameters of static inputs, ``[1]`` each."""
-        self.input_scale, self.input_zero_point = scale.to(self.weight.device), zero.to(self.weight.device)
+        device = self.weight.device
+        # Copies: layers that read one tensor have equal parameters, not shared ones.
+        self.input_scale, self.input_zero_point = scale.to(device, copy=True), zero.to(device, copy=True)
 
     def integers(self) -> Tensor:
         """The weight as it will be stored: int8 ``[outputs, inputs]``."""
@@ -142,3 +145,16 @@ class QuantizedLinear(nn.Linear):
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     """The quantised layers of a model, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
+
+
+@contextmanager
+def as_float(model: nn.Module) -> Iterator[None]:
+    """``model`` with its quantised layers computing in floats."""
+    layers = list(quantized_layers(model).values())
+    for layer in layers:
+        layer.active = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.active = True
