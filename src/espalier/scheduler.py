@@ -71,15 +71,19 @@ class Item:
 
 
 class Speed:
-    """Seconds per token of past batches, a moving average; 0 before the first."""
+    """Seconds per token of past batches, the latest and the largest counting most; 0 before the first."""
+
+    _KEPT = 0.9
 
     def __init__(self) -> None:
         self.seconds_per_token = 0.0
+        self._tokens = self._seconds = 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
         """Learn from a batch."""
-        found = seconds / max(tokens, 1)
-        self.seconds_per_token += (found - self.seconds_per_token) * (0.1 if self.seconds_per_token else 1.0)
+        self._tokens = self._KEPT * self._tokens + tokens
+        self._seconds = self._KEPT * self._seconds + seconds
+        self.seconds_per_token = self._seconds / max(self._tokens, 1.0)
 
 
 class Queue:

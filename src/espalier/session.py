@@ -178,6 +178,29 @@ class Session:
                 return [results[name] for name in outputs]
         return ragged.by_length(self.run, outputs, rows, infos, self.get_outputs())
 
+    def check(self, input_feed: Mapping[str, Any]) -> bool:
+        """Raise what :meth:`run` would raise of an input, before anything is computed.
+
+        True when the rows of the batch are independent, so that :meth:`run_ragged` gives each row of these padded
+        inputs what :meth:`run` gives it, together with whatever other rows.
+        """
+        feeds = checks.check_feeds(input_feed)
+        if self._whole is not None:
+            return False  # ONNX Runtime checks as it runs
+        checks.check_names(feeds, self._program.inputs)
+        checks.check_arrays(self._program, feeds)
+        step = self._steps[0] if len(self._steps) == 1 else None
+        if not isinstance(step, NativeStep) or any(feeds[name].size == 0 for name in self._program.inputs):
+            return False
+        try:
+            step.check(feeds)
+        except checks.MaskValueError:
+            if self._original is None:
+                raise
+            return False
+        shapes = [kind.shape for kind in map(self._program.types.get, self._program.inputs) if kind is not None]
+        return all(shape is not None and len(shape) > 1 and isinstance(shape[0], str) for shape in shapes)
+
     def report(self) -> Report:
         """What runs where, in which format, at which sparsity, in how much time so far, and why not natively."""
         return report_of(self._name, self._threads, self._steps, self._fallback)

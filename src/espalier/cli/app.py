@@ -13,6 +13,7 @@ from espalier.cli import files, show
 from espalier.cli.compress import compress
 from espalier.cli.entry import EspalierGroup, debug_option, json_option
 from espalier.cli.mlperf import mlperf
+from espalier.cli.serve import serve
 
 CHECK_FAILED = 1
 
@@ -154,3 +155,4 @@ def doctor(context: click.Context, /, as_json: bool) -> None:
 
 main.add_command(compress)
 main.add_command(mlperf)
+main.add_command(serve)

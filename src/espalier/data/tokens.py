@@ -91,6 +91,18 @@ class Tokens:
         finally:
             self.tokenizer.no_truncation()
 
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """ids and types as :meth:`encode`, and int32 ``[tokens, 2]``: the characters that each token stands for."""
+        self.tokenizer.enable_truncation(self.max_length)
+        try:
+            encoded = self.tokenizer.encode_batch(list(texts))
+        finally:
+            self.tokenizer.no_truncation()
+        return [
+            (np.array(e.ids, np.int32), np.array(e.type_ids, np.int8), np.array(e.offsets, np.int32).reshape(-1, 2))
+            for e in encoded
+        ]
+
     def encode_words(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[int | None]]:
         """ids and types as :meth:`encode`, and for every token the index of its word (None for special tokens)."""
         self.tokenizer.enable_truncation(self.max_length)

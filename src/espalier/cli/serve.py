@@ -1,0 +1,129 @@
+"""``espalier serve``: models over HTTP and gRPC."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from espalier.cli import show
+from espalier.cli.entry import debug_option
+from espalier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from espalier.serve.server import Server
+
+_PATH = click.Path(path_type=Path)
+_POSITIVE = click.FloatRange(min=0, min_open=True)
+TOKEN_VARIABLE = "ESPALIER_TOKEN"
+
+
+@click.command(short_help="Serve models over HTTP and gRPC.")
+@click.argument("models", nargs=-1, metavar="[NAME=]MODEL...")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Beyond loopback a token is needed.")
+@click.option("--http", "http_port", type=int, default=8000, show_default=True, help="Port for HTTP; 0 takes any.")
+@click.option("--grpc", "grpc_port", type=int, default=8001, show_default=True, help="Port for gRPC; 0 takes any.")
+@click.option("--no-http", is_flag=True, help="Serve gRPC only.")
+@click.option("--no-grpc", is_flag=True, help="Serve HTTP only.")
+@click.option("--token-file", type=_PATH, help=f"Clients must send this token.  [default: ${TOKEN_VARIABLE}, if set]")
+@click.option("--insecure", is_flag=True, help="Serve whoever can reach --host, without a token.")
+@click.option("--tls-cert", type=_PATH, help="Certificate, PEM.")
+@click.option("--tls-key", type=_PATH, help="Its key, PEM.")
+@click.option("--tls-client-ca", type=_PATH, help="Serve only clients with a certificate of this authority, PEM.")
+@click.option("--load-from", type=_PATH, help="Clients may load and unload the models of this folder by name.")
+@click.option("--latency-ms", type=_POSITIVE, help="Most throughput with answers within this.")
+@click.option(
+    "--batch-tokens", type=click.IntRange(min=1), default=16384, show_default=True, help="Of a batch, at most."
+)
+@click.option("--max-wait-s", type=_POSITIVE, default=1.0, show_default=True, help="Refuse work when this much waits.")
+@click.option("--timeout-s", type=_POSITIVE, default=60.0, show_default=True, help="For an answer, at most.")
+@click.option("--body-mib", type=click.IntRange(min=1), default=16, show_default=True, help="Of a request, at most.")
+@click.option(
+    "--drain-delay-s",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="At SIGTERM: not ready, but still answering, for this long.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads to run on.  [default: the cores it may use]")
+@click.option("--no-tune", is_flag=True, help="Choose weight formats by the cost model instead of by measurement.")
+@debug_option
+def serve(models: tuple[str, ...], **options: Any) -> None:
+    """Serve models until SIGTERM: the Open Inference Protocol, OpenAI's embeddings, and tasks on texts.
+
+    Each model is called by NAME, which is its file's or folder's unless given. The page at / shows what is served.
+    """
+    from espalier.scheduler import Limits
+    from espalier.serve import ServerConfig, Tls
+    from espalier.serve.config import MIB
+    from espalier.serve.server import serve as run
+
+    latency = options["latency_ms"]
+    config = ServerConfig(
+        host=options["host"],
+        http_port=None if options["no_http"] else options["http_port"],
+        grpc_port=None if options["no_grpc"] else options["grpc_port"],
+        token=_token(options["token_file"]),
+        insecure=options["insecure"],
+        tls=_tls(Tls, options["tls_cert"], options["tls_key"], options["tls_client_ca"]),
+        threads=options["threads"],
+        tune=not options["no_tune"],
+        load_from=options["load_from"],
+        limits=Limits(
+            tokens=options["batch_tokens"],
+            delay=options["max_wait_s"],
+            latency=None if latency is None else latency / 1e3,
+        ),
+        body_bytes=options["body_mib"] * MIB,
+        timeout=options["timeout_s"],
+        drain_delay=options["drain_delay_s"],
+    )
+    named = named_models(models)
+    if not named and config.load_from is None:
+        raise ConfigError("nothing to serve; give models, or a folder to load from with --load-from")
+    logging.basicConfig(level=logging.INFO, format="espalier: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    run(config, named, _say)
+
+
+def named_models(given: tuple[str, ...]) -> dict[str, Path]:
+    """Models by name. Raises ConfigError when two have one name."""
+    from espalier.serve.models import name_of
+
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, path = text.rpartition("=")
+        place = Path(path)
+        name = name if equals else name_of(place)
+        if name in found:
+            raise ConfigError(f"two models are called {name!r}; give each a name of its own: NAME=PATH")
+        found[name] = place
+    return found
+
+
+def _say(server: Server) -> None:
+    scheme = "https" if server.config.tls else "http"
+    places = []
+    if server.http_port is not None:
+        places.append(f"{scheme}://{server.config.host}:{server.http_port}")
+    if server.grpc_port is not None:
+        places.append(f"gRPC at {server.config.host}:{server.grpc_port}")
+    names = ", ".join(model.name for model in server.service.models) or "no model yet"
+    show.say(f"serving {names}: {' and '.join(places)}")
+
+
+def _token(file: Path | None) -> str | None:
+    if file is not None:
+        return file.read_text(encoding="utf-8").strip()
+    return os.environ.get(TOKEN_VARIABLE) or None
+
+
+def _tls(kind: Any, certificate: Path | None, key: Path | None, client_ca: Path | None) -> Any:
+    if certificate is None and key is None and client_ca is None:
+        return None
+    if certificate is None or key is None:
+        raise ConfigError("TLS needs both --tls-cert and --tls-key")
+    return kind(certificate=certificate, key=key, client_ca=client_ca)
