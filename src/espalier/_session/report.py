@@ -17,12 +17,15 @@ FOREIGN = "ONNX Runtime"
 class LayerReport:
     """One layer. ``time_ms`` is a mean per run, summed over threads; None where it was not measured by itself.
 
-    ``count`` merges like foreign nodes into one row; ``sparsity`` is the share of weights that are zero.
+    ``type`` is what a layer with a weight computes with: ``float32``, ``int8`` (one scale for all activations) or
+    ``int8 per token``. ``count`` merges like foreign nodes into one row; ``sparsity`` is the share of weights that are
+    zero. ``why`` says why a layer is foreign, or what the engine does otherwise than the model in a native one.
     """
 
     name: str
     op: str
     where: str
+    type: str = ""
     format: str = ""
     sparsity: float | None = None
     time_ms: float | None = None
@@ -68,19 +71,19 @@ class Report:
         from rich.table import Table
 
         table = Table(title=f"{self.model}, {self.threads} thread(s)", title_justify="left")
-        for heading, side in (("layer", "left"), ("op", "left"), ("runs in", "left"), ("format", "left")):
-            table.add_column(heading, justify=side, overflow="fold")  # type: ignore[arg-type]
+        for heading in ("layer", "op", "runs in", "type", "format"):
+            table.add_column(heading, overflow="fold")
         table.add_column("zeros", justify="right")
         table.add_column("ms", justify="right")
-        table.add_column("why not native", overflow="fold")
+        table.add_column("remark", overflow="fold")
         for step in self.steps:
             for layer in step.layers:
                 name = layer.name if layer.count == 1 else f"{layer.name} (x{layer.count})".strip()
                 zeros = "" if layer.sparsity is None else f"{layer.sparsity:.1%}"
-                cells = (name, layer.op, layer.where, layer.format, zeros, _ms(layer.time_ms), layer.why)
+                cells = (name, layer.op, layer.where, layer.type, layer.format, zeros, _ms(layer.time_ms), layer.why)
                 table.add_row(*(_plain(cell) for cell in cells))
             label = f"step of {len(step.layers)} row(s), {step.calls} run(s)"
-            table.add_row(label, "", step.where, "", "", _ms(step.time_ms), "", end_section=True, style="bold")
+            table.add_row(label, "", step.where, "", "", "", _ms(step.time_ms), "", end_section=True, style="bold")
         stream = io.StringIO()
         console = Console(file=stream, width=140, color_system=None)
         console.print(table)
@@ -116,19 +119,21 @@ def _native_layers(step: NativeStep) -> list[LayerReport]:
     """The engine's operations in order, with format and sparsity where they hold a weight."""
     weights = {layer.name: layer for layer in step.program.layers()}
     times = {row.name: row for row in step.program.profile()}
-    ops = {node.name or node.outputs[0]: node.op for node in step.segment.graph.nodes}
+    nodes = {node.name or node.outputs[0]: node for node in step.segment.graph.nodes}
     rows: list[LayerReport] = []
     for name in dict.fromkeys([*times, *weights]):
-        weight, spent = weights.get(name), times.get(name)
+        weight, spent, node = weights.get(name), times.get(name), nodes.get(name)
         measured = spent is not None and step.clock.calls > 0
         rows.append(
             LayerReport(
                 name=name,
-                op=weight.op if weight else ops.get(name, name.partition(":")[0]),
+                op=weight.op if weight else node.op if node else name.partition(":")[0],
                 where=NATIVE,
+                type=weight.type if weight else "",
                 format=weight.format if weight else "",
                 sparsity=weight.sparsity if weight else None,
                 time_ms=spent.seconds * 1e3 if spent is not None and measured else None,
+                why=node.why if node else "",
             )
         )
     return rows

@@ -110,23 +110,24 @@ def _print_layers(report: dict[str, Any], *, times: bool) -> None:
     table.add_column("layer", overflow="fold")
     table.add_column("op")
     table.add_column("runs in")
+    table.add_column("type")
     table.add_column("format")
     table.add_column("zeros", justify="right")
     if times:
         table.add_column("ms", justify="right")
         table.add_column("share", justify="right")
-    foreign = any(layer["why"] for layer in layers)
-    if foreign:
-        table.add_column("why not natively", overflow="fold")
+    remarks = any(layer["why"] for layer in layers)
+    if remarks:
+        table.add_column("remark", overflow="fold")
     total = sum(layer["time_ms"] or 0.0 for layer in layers)
     for layer in layers:
         name = layer["name"] if layer["count"] == 1 else f"{layer['name']} (x{layer['count']})".strip()
         zeros = "" if layer["sparsity"] is None else f"{layer['sparsity']:.1%}"
-        row = [name, layer["op"], layer["where"], layer["format"], zeros]
+        row = [name, layer["op"], layer["where"], layer["type"], layer["format"], zeros]
         if times:
             spent = layer["time_ms"]
             row += ["", ""] if spent is None else [f"{spent:.3f}", f"{spent / total:.1%}" if total else ""]
-        if foreign:
+        if remarks:
             row.append(layer["why"])
         table.add_row(*map(escape, row))
     _stdout().print(table)

@@ -12,13 +12,13 @@ from espalier.passes.lifting.axes import BATCH, FEATURE, KEY, TOKEN, Atom, Axes,
 from espalier.passes.lifting.embedding import token_source
 from espalier.passes.lifting.lifter import Lifter
 from espalier.passes.lifting.probe import LOWEST, RelativeBias
-from espalier.passes.lifting.values import BSF, Constant, Scores, Tensor, Value, View
+from espalier.passes.lifting.values import BSF, Constant, Scores, Tensor, Unrounded, Value, View
 from espalier.passes.symbolic import ONE, Expr
 
 HIDDEN = -1000.0
 """A score this low has the weight 0 after Softmax in float32, whether it was added or put in the score's place."""
 
-UNROUNDED = "scores and probabilities are not rounded to 8 bits as in the model: the engine has them in float32"
+UNROUNDED = "masks, scores and probabilities are not rounded to 8 bits as in the model: the engine has them in float32"
 
 
 def matmul(lift: Lifter, name: str, left: Value | None, right: Value | None, alpha: float) -> Value | None:
@@ -115,6 +115,8 @@ def combine(lift: Lifter, node: Node, left: Value | None, right: Value | None) -
     )
     if not isinstance(scores, Scores) or isinstance(other, Scores) or scores.normal:
         return None
+    if isinstance(other, Unrounded):
+        scores, other_name = replace(scores, rounded=True), other.name
     plain = not scores.key_mask and not scores.bias
     if isinstance(other, Constant) and other.array.size == 1 and other.array.ndim <= len(scores.axes):
         number = float(other.array.reshape(-1)[0])

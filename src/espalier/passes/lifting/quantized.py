@@ -20,13 +20,13 @@ from espalier.passes.lifting.values import (
     Dequantized,
     Dynamic,
     Factor,
-    Opaque,
     Product,
     Quantized,
     Rounding,
     Row,
     Rows,
     Scores,
+    Unrounded,
     Value,
     View,
     rows,
@@ -70,6 +70,8 @@ def rounded(lift: Lifter, x: Value | None, found: Parameters, name: str) -> Valu
     """``x`` rounded to what its integers can say: FakeQuantize. Scores stay as they are, and remember it."""
     if isinstance(x, Scores):
         return replace(x, rounded=True)
+    if isinstance(x, Unrounded):
+        return x
     if not found.single:
         return None
     if isinstance(x, Row):
@@ -140,23 +142,13 @@ def look_up(lift: Lifter, node: Node, table: Dequantized, along: int) -> Value |
 
 
 def float_of(lift: Lifter, operand: list[str], along: int = 1) -> str:
-    """A name under which the float value of ``operand``, ``[q, scale, zero]``, is known."""
+    """A name under which the float value of ``operand``, ``[q, scale, zero]``, is known; "" where it is not."""
     q, scale, zero = operand
     key = ("float", q, scale, zero)
     if key not in lift.derived:
         value = dequantized(lift, f"{q}.float", q, scale, zero, along)
-        lift.derived[key] = _foreign(lift, q, scale, zero) if value is None else lift.known(f"{q}.float", value)
+        lift.derived[key] = "" if value is None else lift.known(f"{q}.float", value)
     return lift.derived[key]
-
-
-def _foreign(lift: Lifter, q: str, scale: str, zero: str) -> str:
-    """The DequantizeLinear as a node of its own, for integers of which nothing is known (those of a mask)."""
-    kind = lift.graph.types.get(q)
-    operands = [q, scale, zero] if zero else [q, scale]
-    name = lift.foreign("DequantizeLinear", operands, f"{q}.float", "float32", (kind and kind.shape) or ())
-    lift.producers[name] = lift.nodes[-1]
-    lift.values[name] = Opaque(lift.shape(q))
-    return name
 
 
 def _number(lift: Lifter, value: np.ndarray) -> str:

@@ -23,7 +23,19 @@ from espalier.passes.lifting.quantized import (
 )
 from espalier.passes.lifting.rules_fused import fused_attention
 from espalier.passes.lifting.rules_layout import features
-from espalier.passes.lifting.values import Constant, Dequantized, Dynamic, Factor, Product, Quantized, Value, View, rows
+from espalier.passes.lifting.values import (
+    Constant,
+    Dequantized,
+    Dynamic,
+    Factor,
+    Opaque,
+    Product,
+    Quantized,
+    Unrounded,
+    Value,
+    View,
+    rows,
+)
 
 
 def _names(node: Node, count: int) -> list[str]:
@@ -38,7 +50,11 @@ def quantize_linear(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: lis
     if attrs.get("block_size") or lift.dtype(node.outputs[0]) not in QUANTIZED:
         return None
     found = parameters(lift, scale, zero, lift.dtype(node.outputs[0]))
-    return quantized(lift, inputs[0], found, node.outputs[0])
+    x = inputs[0]
+    if isinstance(x, Opaque) and not isinstance(x, Unrounded) and lift.prober.leaves(node.inputs[0]) is not None:
+        # Computed from integer inputs alone, so part of a mask. Rounded, it could no longer say "minus infinity".
+        x = Unrounded(x.shape, name=node.inputs[0])
+    return quantized(lift, x, found, node.outputs[0])
 
 
 @rule("DequantizeLinear")
@@ -157,6 +173,8 @@ def _on_floats(
 ) -> Result:
     """``Quantize(op(operands))``; ``output`` names the scale and zero point of the result, none for a float one."""
     name = node.outputs[0]
+    if not all(operands):
+        return None
     found = RULES["", op](lift, Node(op, operands, [name], domain=""), attrs, [lift.get(n) for n in operands])
     if not output or not output[0]:
         return found

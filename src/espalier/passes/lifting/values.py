@@ -61,6 +61,13 @@ class Opaque(Value):
 
 
 @dataclass
+class Unrounded(Opaque):
+    """What masks are made of, without the rounding to 8 bits that the graph has there; ``name`` is it before."""
+
+    name: str = ""
+
+
+@dataclass
 class Constant(Value):
     """A constant of the graph, by name; ``array`` is it."""
 
