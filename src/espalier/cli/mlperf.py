@@ -39,6 +39,7 @@ def mlperf() -> None:
 @click.option("--mode", default="performance,accuracy", show_default=True, help="And find-peak, LoadGen's own search.")
 @click.option("--division", type=click.Choice(["open", "closed"]), default="open", show_default=True)
 @click.option("--category", type=click.Choice(["edge", "datacenter"]), default="edge", show_default=True)
+@click.option("--round", type=click.Choice(["v6.1", "v4.1"]), default="v6.1", show_default=True, help="Whose seeds.")
 @click.option("--audit", default="", help="Compliance tests to run too: TEST01, TEST05.  [default: closed: TEST01]")
 @click.option(
     "--engine", default="espalier", show_default=True, help="espalier, onnxruntime, openvino, deepsparse, noop."

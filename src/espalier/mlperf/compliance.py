@@ -18,7 +18,7 @@ TOLERANCE = 0.10
 
 @dataclass(frozen=True)
 class Audit:
-    """A test: LoadGen's audit.config for it, and whether it uses the other set of seeds."""
+    """A test: LoadGen's audit.config for it, and whether it uses the round's other seeds."""
 
     name: str
     config: str = ""

@@ -23,6 +23,7 @@ from espalier.mlperf.engines import EngineSettings, find_engine
 from espalier.mlperf.library import Library, read_library, sha256
 from espalier.mlperf.loadgen import ACCURACY, DETAIL, DetailLog, UserConf, complete_answers, import_loadgen
 from espalier.mlperf.results import Step
+from espalier.mlperf.rounds import find_round
 from espalier.mlperf.search import find_rate
 from espalier.mlperf.worker import PROBE, REPORT, Job
 
@@ -65,6 +66,7 @@ class Settings:
     fresh: bool = False
     division: str = "open"
     category: str = "edge"
+    round: str = "v6.1"
 
     def __post_init__(self) -> None:
         unknown = [mode for mode in self.modes if mode not in _MODES]
@@ -97,6 +99,7 @@ class Runner:
     def __init__(self, model: Path, settings: Settings, tell: Tell) -> None:
         self.settings = settings
         self.benchmark: Benchmark = find(settings.benchmark)
+        self.round = find_round(settings.round)
         self.engine = find_engine(settings.engine)
         padding = settings.padding or self.engine.paddings[0]
         if padding not in self.engine.paddings:
@@ -148,6 +151,7 @@ class Runner:
                 "model": self.digest,
                 "engine": settings.engine,
                 "settings": asdict(self._engine_settings()),
+                "round": settings.round,
                 "quick": settings.quick,
                 "latency_ms": settings.latency_ms,
             },
@@ -192,6 +196,7 @@ class Runner:
             loadgen_model=self.benchmark.model,
             out=str(out.resolve()),
             user_conf=str(path.resolve()),
+            seeds=dict(self.round.seeds),
             limits=self._limits(scenario),
         )
 
@@ -309,12 +314,11 @@ class Runner:
         if not (out / DETAIL).is_file() or (problems and not report):
             return self._outcome(scenario, name, problems=problems or ["LoadGen left no log"])
         log = DetailLog(out / DETAIL)
-        seeds = gate.TEST05_SEEDS if audit.get("alternative_seeds") else gate.SEEDS
         return self._outcome(
             scenario,
             name,
             problems=problems + gate.performance_problems(log, audit=bool(audit)),
-            deviations=gate.deviations(log, self.benchmark, seeds=seeds),
+            deviations=gate.deviations(log, self.benchmark, job.seeds),
             figures=_figures(log, report),
         )
 
@@ -376,8 +380,9 @@ class Runner:
                 f"{audit} compares with the performance and accuracy runs of {scenario}; they must count first"
             )
         test = compliance.find_audit(audit)
+        seeds = self.round.audit_seeds if test.alternative_seeds else self.round.seeds
         conf = self._durations() | dict(performance.figures["user_conf"])
-        step = self._attempt(scenario, audit, out, conf, audit=test.config, alternative_seeds=test.alternative_seeds)
+        step = self._attempt(scenario, audit, out, conf, audit=test.config, seeds=dict(seeds))
         if step.valid:
             step = replace(step, problems=compliance.verify(test, base, out, self.library, self.benchmark))
         return step
@@ -396,7 +401,7 @@ class Runner:
             scenario,
             "find-peak",
             problems=problems + gate.log_errors(log),
-            deviations=gate.deviations(log, self.benchmark),
+            deviations=gate.deviations(log, self.benchmark, self.round.seeds),
             figures={"peak": log.peak, **_costs(report)},
         )
 

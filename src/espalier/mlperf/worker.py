@@ -39,7 +39,7 @@ class Job:
     """Everything a run depends on. Paths are absolute.
 
     ``mode``: performance, accuracy, find-peak, or probe, which times the engine for ``probe_s`` seconds without
-    LoadGen. ``audit``: lines of an audit.config. ``alternative_seeds``: those of TEST05.
+    LoadGen. ``audit``: lines of an audit.config. ``seeds``: those of the round.
     """
 
     engine: str
@@ -53,7 +53,7 @@ class Job:
     out: str
     user_conf: str = ""
     audit: str = ""
-    alternative_seeds: bool = False
+    seeds: dict[str, int] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
     workers: int = 1
     probe_s: float = 8.0
@@ -119,7 +119,8 @@ def run(engine: Engine, samples: Samples, job: Job) -> dict[str, Any]:
     # 1: a submitter's configuration on top of LoadGen's own. It can fail without a word.
     if settings.FromConfig(job.user_conf, job.loadgen_model, job.scenario, 1) != 0:
         raise RulesError(f"LoadGen cannot read its configuration {job.user_conf}")
-    settings.test05 = job.alternative_seeds
+    for name, seed in job.seeds.items():
+        setattr(settings, name, seed)
     audit = out / "audit.config"
     if job.audit:
         audit.write_text(job.audit, encoding="utf-8")
