@@ -1,6 +1,8 @@
 """Feed damaged models to `espalier.load` and run what loads: only Espalier's own exceptions may come out.
 
-Usage: python tests/fuzz/target.py {onnx,hf,plan} SEED COUNT [FOLDER]
+Usage: python tests/fuzz/target.py {onnx,onnx8,hf,plan,plan8} SEED COUNT [FOLDER]
+
+The kinds with an 8 have their linear layers quantised.
 
 Runs in a process of its own with bounded memory and time, so that a crash, a hang or a huge allocation of native code
 is a failed run. Every case is on disk before it is tried: after a failure FOLDER holds it. Seeds make runs repeatable.
@@ -23,6 +25,7 @@ import numpy as np
 
 import espalier
 from espalier.errors import EspalierError
+from espalier.ir import Graph
 
 MEMORY = 6 << 30
 SECONDS = 20
@@ -81,13 +84,31 @@ def corpus(kind: str, folder: Path) -> dict[str, bytes]:
     source.mkdir()
     for name, content in files.items():
         (source / name).write_bytes(content)
-    if kind == "plan":
-        plan = espalier.compile(source, folder / "sound.espalier", threads=1, tune=False)
-        return {"model.espalier": plan.read_bytes()}
     from espalier import hf
     from espalier.onnx import writer
 
-    return {"model.onnx": writer.to_model(hf.read(source)).SerializeToString()}
+    graph = hf.read(source)
+    if kind.endswith("8"):
+        _quantise(graph)
+    model = writer.to_model(graph).SerializeToString()
+    if kind.startswith("onnx"):
+        return {"model.onnx": model}
+    return {"model.espalier": espalier.compile(model, folder / "sound.espalier", threads=1, tune=False).read_bytes()}
+
+
+def _quantise(graph: Graph) -> None:
+    """Every linear layer in 8 bits; every other one with a scale per token and without zeros."""
+    scale = graph.add_constant("scale", np.asarray(0.05, np.float32))
+    zero = graph.add_constant("zero", np.asarray(128, np.uint8))
+    for number, node in enumerate([node for node in graph.nodes if node.op == "Linear"]):
+        x, weight, bias = node.inputs
+        step = np.abs(graph.constants[weight]).max() / np.float32(127)
+        q = np.rint(graph.constants[weight] / step).astype(np.int8)
+        if number % 2:
+            q[q == 0] = 1
+        parts = [x, graph.add_constant("q", q), graph.add_constant("step", step), "", bias]
+        node.op, node.attrs = "QLinear", {"activations": "token" if number % 2 else "static"}
+        node.inputs = parts if number % 2 else [*parts, scale, zero]
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
@@ -156,7 +177,7 @@ def _edit_plan(data: bytes, rng: random.Random) -> bytes:
 def mutate(kind: str, name: str, data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.3:
         return damage(data, rng)
-    if kind == "plan":
+    if kind.startswith("plan"):
         return _edit_plan(data, rng)
     if name.endswith(".json"):
         return json.dumps(edit(json.loads(data), rng)).encode()

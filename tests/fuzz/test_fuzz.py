@@ -21,13 +21,13 @@ def fuzz(kind: str, seed: int, count: int, folder: Path) -> None:
     assert done.returncode == 0, f"exit code {done.returncode}; the case is in {folder}\n{done.stderr[-3000:]}"
 
 
-@pytest.mark.parametrize("kind", ["onnx", "hf", "plan"])
+@pytest.mark.parametrize("kind", ["onnx", "onnx8", "hf", "plan", "plan8"])
 def test_a_short_run(kind: str, tmp_path: Path) -> None:
     fuzz(kind, 0, 60, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["onnx", "hf", "plan"])
+@pytest.mark.parametrize("kind", ["onnx", "onnx8", "hf", "plan", "plan8"])
 def test_a_long_run(kind: str, tmp_path: Path) -> None:
     seed, count = (
         int(os.environ.get(f"ESPALIER_FUZZ_{name}", value)) for name, value in (("SEED", 1), ("CASES", 1500))
