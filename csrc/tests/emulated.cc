@@ -1,5 +1,5 @@
-// Kernel sets for instruction sets that may not be at hand: the same source over plain arrays, of the same shape, with
-// what their dot-product instructions do.
+// The 8 bit kernels of instruction sets that may not be at hand: the same source over plain arrays, of the same shape,
+// with what their dot-product instructions do.
 #include "support.h"
 
 #include "kernels/reference/instructions.h"
@@ -10,41 +10,36 @@ namespace {
 namespace avx2 {
 constexpr int LANES = 8, MAX_GROUPS = 3;
 using Dot = reference::Maddubs;
-#include "kernels/vec/scalar.h"
-#include "kernels/kernels.inl"
-constexpr KernelSet kSet = make_kernel_set("emulated avx2");
+#include "emulated.inl"
+constexpr KernelSet kSet = make_emulation("emulated avx2");
 }  // namespace avx2
 
 namespace avx_vnni {
 constexpr int LANES = 8, MAX_GROUPS = 3;
 using Dot = reference::Dpbusd;
-#include "kernels/vec/scalar.h"
-#include "kernels/kernels.inl"
-constexpr KernelSet kSet = make_kernel_set("emulated avx_vnni");
+#include "emulated.inl"
+constexpr KernelSet kSet = make_emulation("emulated avx_vnni");
 }  // namespace avx_vnni
 
 namespace avx512_vnni {
 constexpr int LANES = 16, MAX_GROUPS = 4;
 using Dot = reference::Dpbusd;
-#include "kernels/vec/scalar.h"
-#include "kernels/kernels.inl"
-constexpr KernelSet kSet = make_kernel_set("emulated avx512_vnni");
+#include "emulated.inl"
+constexpr KernelSet kSet = make_emulation("emulated avx512_vnni");
 }  // namespace avx512_vnni
 
 namespace neon {
 constexpr int LANES = 4, MAX_GROUPS = 6;
 using Dot = reference::Smull;
-#include "kernels/vec/scalar.h"
-#include "kernels/kernels.inl"
-constexpr KernelSet kSet = make_kernel_set("emulated neon");
+#include "emulated.inl"
+constexpr KernelSet kSet = make_emulation("emulated neon");
 }  // namespace neon
 
 namespace neon_dot {
 constexpr int LANES = 4, MAX_GROUPS = 6;
 using Dot = reference::Sdot;
-#include "kernels/vec/scalar.h"
-#include "kernels/kernels.inl"
-constexpr KernelSet kSet = make_kernel_set("emulated neon_dot");
+#include "emulated.inl"
+constexpr KernelSet kSet = make_emulation("emulated neon_dot");
 }  // namespace neon_dot
 
 }  // namespace

@@ -22,7 +22,7 @@ inline constexpr float kSentinel = -12345.75f;
 // Kernel sets of this build that this processor can run.
 std::vector<const espalier::KernelSet*> kernel_sets();
 
-// And emulations of those for other processors: slow, and only their 8 bit kernels differ.
+// And emulations of those for other processors, which have 8 bit kernels alone.
 std::vector<const espalier::KernelSet*> kernel_sets_and_emulations();
 
 // Deterministic on every platform, unlike the standard distributions.

@@ -39,21 +39,25 @@ inline V exp_nonpositive(V x) {
   return select_lt(x, low, V::zero(), p * pow2(n));
 }
 
-// erf(z) / z for |z| <= 4, as a degree-16 polynomial in s = z^2 / 8 - 1 interpolated at Chebyshev nodes.
-inline V erf_over_x(V s) {
-  constexpr float c[] = {3.535309964e-01f,  -1.765761719e-01f, 1.316750015e-01f,  -1.077133612e-01f, 9.021204267e-02f,
-                         -7.468753070e-02f, 5.985599358e-02f,  -4.601432136e-02f, 3.321700110e-02f,  -2.166253226e-02f,
-                         1.390814621e-02f,  -1.008590697e-02f, 5.577363688e-03f,  -1.076942104e-03f, 6.166107098e-04f,
-                         -1.372815090e-03f, 5.964250754e-04f};
-  V p = V::splat(c[16]);
-  for (int i = 15; i >= 0; --i) p = fma(p, s, V::splat(c[i]));
-  return p;
+// erf(z) / z for |z| <= 4, as P(t) / Q(t) with t = z^2 / 16: fitted for the least absolute error of erf, 2.2e-8 before
+// rounding. All coefficients are positive, so nothing cancels.
+inline V erf_over_x(V t) {
+  constexpr float p[] = {1.128378977e+00f, 3.139853000e+00f, 1.368739393e+01f,
+                         1.639745381e+01f, 1.887641351e+01f, 2.070800405e+00f};
+  constexpr float q[] = {
+      1.0f, 8.115920894e+00f, 2.981709619e+01f, 6.325743784e+01f, 7.970932904e+01f, 3.930138926e+01f};
+  V numerator = V::splat(p[5]), denominator = V::splat(q[5]);
+  UNROLL for (int i = 4; i >= 0; --i) {
+    numerator = fma(numerator, t, V::splat(p[i]));
+    denominator = fma(denominator, t, V::splat(q[i]));
+  }
+  return numerator / denominator;
 }
 
-// erf(x), absolute error below 3e-7; NaN stays NaN. Beyond |x| = 4 it is +-1 to single precision.
+// erf(x), absolute error below 4e-7; NaN stays NaN. Beyond |x| = 4 it is +-1 to single precision.
 inline V erf(V x) {
   const V z = min(V::splat(4.0f), max(V::splat(-4.0f), x));
-  return min(V::splat(1.0f), max(V::splat(-1.0f), z * erf_over_x(fma(z * z, V::splat(0.125f), V::splat(-1.0f)))));
+  return min(V::splat(1.0f), max(V::splat(-1.0f), z * erf_over_x(z * z * V::splat(0.0625f))));
 }
 
 inline V sigmoid(V x) { return V::splat(1.0f) / (V::splat(1.0f) + exp(V::zero() - x)); }
@@ -70,12 +74,11 @@ inline V tanh(V x) {
   return select_lt(abs(x), V::splat(0.25f), near, far);
 }
 
-// The same polynomial as erf, with the factor 1 / sqrt 2 moved into its constants.
+// With erf(x / sqrt 2) as above; absolute error below 1.3e-6.
 inline V gelu(V x) {
   const V edge = V::splat(5.656854249f);
   const V z = min(edge, max(V::zero() - edge, x));
-  const V s = fma(z * z, V::splat(0.0625f), V::splat(-1.0f));
-  const V e = z * V::splat(0.70710678118654752f) * erf_over_x(s);
+  const V e = z * V::splat(0.70710678118654752f) * erf_over_x(z * z * V::splat(0.03125f));
   const V half = V::splat(0.5f) * x;
   // Exactly 0 beyond the edge: an e that is not quite -1 would be off in proportion to x.
   return select_lt(x, V::zero() - edge, V::zero(), fma(half, e, half));

@@ -64,10 +64,12 @@ double unary_bound(Unary op, double x, double y) {
   const double tiny = FLT_MIN;
   switch (op) {
     case Unary::gelu:
+      return 1.3e-6 + 2.0 * kEpsilon * std::fabs(y);
     case Unary::gelu_tanh:
       return 8e-7 + 2.0 * kEpsilon * std::fabs(y);
-    case Unary::tanh:
     case Unary::erf:
+      return 4e-7;
+    case Unary::tanh:
       return 3e-7;
     case Unary::elu:
       return x > 0.0 ? 0.0 : 3e-7;
