@@ -6,6 +6,7 @@ to the forms that are wanted. ``x`` is ``[rows, F]`` throughout, rows being toke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -19,7 +20,8 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 ACTIVATIONS: dict[str, Function] = {
     "": lambda x: x,
-    "gelu": torch.nn.functional.gelu,
+    # Not torch.nn.functional.gelu, which makes NaN of infinity on a CPU.
+    "gelu": lambda x: 0.5 * x * (1 + torch.erf(x * math.sqrt(0.5))),
     "gelu_tanh": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
     "relu": torch.relu,
     "tanh": torch.tanh,
@@ -83,6 +85,8 @@ class EagerKernels:
         out = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
         bounds, starts = batch.bounds.tolist(), batch.starts.tolist()
         for sequence, (first, last, start) in enumerate(zip(bounds[:-1], bounds[1:], starts, strict=True)):
+            if first == last:
+                continue  # sequences that fill up a bucket
             rows = slice(first, last)
             queries, keys, values = (_heads(x[rows], heads) for x in (q, k, v))
             scores = queries @ keys.transpose(1, 2) * scale
