@@ -50,6 +50,7 @@ class Server:
         self._stop = asyncio.Event()
         _allow_many_connections()
         async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(self.service.close)
             # Probes are answered while models load.
             if self.config.http_port is not None:
                 await stack.enter_async_context(self._http(self.config.http_port))

@@ -89,6 +89,9 @@ class Service:
         end = time.monotonic() + self.config.drain_timeout
         while self._in_flight and time.monotonic() < end:
             await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        """End the threads."""
         await self.dispatcher.close()
         self._texts.shutdown(wait=False)
 

@@ -83,6 +83,8 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> 
     else:
         try:
             found = np.array(values)
+            if datatype == "UINT64" and found.dtype.kind == "f":
+                found = _unsigned(np.array(values, object))
         except ValueError as error:
             raise InputShapeError(f"input {name!r}: data is nested unevenly; expected shape {list(shape)}") from error
         array = _converted(name, datatype, dtype, found)
@@ -130,6 +132,12 @@ def _converted(name: str, datatype: str, dtype: np.dtype[Any], found: np.ndarray
     if dtype.kind == "f" and not np.isfinite(array).all():
         raise InputTypeError(f"input {name!r}: data holds a number too large for {datatype}")
     return array
+
+
+def _unsigned(found: np.ndarray) -> np.ndarray:
+    """NumPy makes floats of whole numbers on both sides of 2^63; this keeps them."""
+    whole = all(type(value) is int and 0 <= value < 1 << 64 for value in found.flat)
+    return found.astype(np.uint64) if whole else found
 
 
 def _without_nan(name: str, array: np.ndarray) -> np.ndarray:

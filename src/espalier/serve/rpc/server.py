@@ -82,7 +82,7 @@ def _handlers(service: Service) -> Any:
         answer = getattr(protocol, _WORDS.sub("_", name).lower())
         # Requests are parsed inside the call, where what is no message becomes an INVALID_ARGUMENT.
         call = _Call(service, name, request, functools.partial(answer, make=response))
-        table[name] = grpc.unary_unary_rpc_method_handler(call, None, response.SerializeToString)
+        table[name] = grpc.unary_unary_rpc_method_handler(call.respond, None, response.SerializeToString)
     return grpc.method_handlers_generic_handler(SERVICE, table)
 
 
@@ -98,7 +98,8 @@ class _Call:
         token = service.config.token
         self._expected = None if token is None or name in _OPEN else f"Bearer {token}"
 
-    async def __call__(self, data: bytes, context: Any) -> Any:
+    async def respond(self, data: bytes, context: Any) -> Any:
+        """Answer a request, whatever happens."""
         start = time.perf_counter()
         response, error, code = None, None, "OK"
         try:
