@@ -58,7 +58,8 @@ class SparseGPT(Score):
 
         feed(model, {name: layer.module for name, layer in layers.items()}, batches, loss, see)
         self._hessians = {name: total / counts[name] for name, total in sums.items()}
-        note = f"Hessians of {max(counts.values())} tokens"
+        # In round numbers, which every pruning of a run has in common.
+        note = f"Hessians of about {float(f'{max(counts.values()):.1e}'):,.0f} tokens"
         if self.settings.dampening:
             note += f", dampened by {self.settings.dampening:g} of their mean diagonal"
         self.notes = [*dict.fromkeys([*self.notes, note])]
