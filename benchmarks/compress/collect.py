@@ -3,8 +3,8 @@
     python benchmarks/compress/collect.py build/compress/*/report.json
 
 Keeps each report under results/, without its history of steps, and rewrites results/README.md and, for sentence
-embeddings, results/accuracy.png from all that is there: accuracy against throughput, with ONNX Runtime's dense points
-from results/onnxruntime.json (see reference.py). Runs of one recipe with several seeds are listed one by one.
+embeddings, results/accuracy.png: accuracy against the throughputs that throughput.py has measured side by side. Runs of
+one recipe with several seeds are listed one by one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-REFERENCE = "onnxruntime.json"
+THROUGHPUT = RESULTS / "throughput.json"
 
 
 def keep(path: Path) -> None:
@@ -71,27 +71,28 @@ def plot(reports: list[dict[str, Any]], path: Path) -> bool:
     """Draw the embeddings; returns whether there was anything to draw."""
     from matplotlib.figure import Figure
 
-    drawn = [r for r in reports if r["task"] == "embeddings" and r["speed"] and r["compressed"]]
+    if not THROUGHPUT.is_file():
+        return False
+    measured = json.loads(THROUGHPUT.read_text(encoding="utf-8"))
+    speed = measured["espalier"]
+    drawn = [r for r in reports if r["task"] == "embeddings" and r["output"] in speed and r["compressed"]]
     if not drawn:
         return False
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for pattern in dict.fromkeys(report["config"]["pattern"] for report in drawn):
         points = sorted(
-            (r["speed"]["sparse"], r["compressed"]["value"], r["sparsity"])
+            (speed[r["output"]], r["compressed"]["value"], r["sparsity"])
             for r in drawn
             if r["config"]["pattern"] == pattern
         )
         axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", label=f"Espalier, {pattern}")
         for x, y, sparsity in points:
             axes.annotate(f"{sparsity:.0%}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    dense = drawn[0]
-    if dense["dense"]:
-        axes.plot(dense["speed"]["dense"], dense["dense"]["value"], "s", label="Espalier, dense")
-    if (RESULTS / REFERENCE).is_file():
-        for point in json.loads((RESULTS / REFERENCE).read_text(encoding="utf-8"))["results"]:
-            axes.plot(point["tokens_per_s"], point["metric"]["value"], "^", label=point["name"])
-    axes.set_xlabel(f"tokens per second, {dense['speed']['threads']} threads")
+    axes.plot(speed["dense"], drawn[0]["dense"]["value"], "s", label="Espalier, dense")
+    for point in measured["results"]:
+        axes.plot(point["tokens_per_s"], point["metric"]["value"], "^", label=point["name"])
+    axes.set_xlabel(f"tokens per second, {measured['threads']} threads")
     axes.set_ylabel("Spearman on the STS benchmark")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -107,7 +108,7 @@ def main() -> None:
     reports = [
         json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(RESULTS.glob("*.json"))
-        if path.name != REFERENCE
+        if path.name not in (THROUGHPUT.name, "comparison.json")
     ]
     if not reports:
         parser.error("there is no result yet; give the report.json of a finished run")

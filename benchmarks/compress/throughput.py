@@ -1,10 +1,12 @@
-"""ONNX Runtime's dense points for the plot of accuracy against throughput: float32, and int8 by dynamic quantisation.
+"""Throughput of a family of compressed models beside the dense one and ONNX Runtime, all in one run.
 
-    python benchmarks/compress/reference.py MODEL --data ../shared/data --threads 2
+    python benchmarks/compress/throughput.py MODEL build/compress/embeddings-* --data ../shared/data --threads 2
 
-MODEL is a folder of sentence embeddings. The sequences timed are those that `espalier compress` times for its report
-with the same seed and evaluation data; ONNX Runtime gets them sorted by length in batches, so that it computes next to
-no padding. Accuracy is Spearman's correlation on the STS benchmark. Writes results/onnxruntime.json.
+MODEL is the dense folder of sentence embeddings, the others are what `espalier compress` made of it. All get the same
+sequences in turn. Espalier takes them as they are; ONNX Runtime (float32, and int8 by its dynamic quantisation) gets
+them sorted by length in batches, so that it computes next to no padding. ONNX Runtime's accuracy is Spearman's
+correlation on the STS benchmark, as in the reports of the others. Writes results/throughput.json, from which
+`collect.py` draws.
 """
 
 from __future__ import annotations
@@ -12,13 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import espalier
 from espalier import hf
 from espalier.bench.timing import interleaved
+from espalier.compression.export import session_inputs
 from espalier.compression.measure import sample
 from espalier.compression.tasks import Embeddings, Scores
 from espalier.data import Feature, Tokens, collate, fixed_order
@@ -28,6 +33,7 @@ from espalier.onnx.writer import write
 
 HERE = Path(__file__).resolve().parent
 BUDGET = 2048
+OUTPUT = ["sentence_embedding"]
 
 
 def session(path: Path, threads: int) -> Any:
@@ -47,9 +53,18 @@ def feeds(features: list[Feature], names: set[str]) -> list[tuple[np.ndarray, di
     return found
 
 
+def native(folder: Path, features: list[Feature], threads: int) -> Callable[[], Any]:
+    """The folder in Espalier, on the sequences as they are."""
+    loaded = espalier.load(folder, threads=threads)
+    known = {info.name for info in loaded.get_inputs()}
+    rows = [session_inputs(feature, known) for feature in features]
+    return lambda: loaded.run_ragged(OUTPUT, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
+    parser.add_argument("compressed", type=Path, nargs="*")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--part", default="test", choices=["dev", "test"])
     parser.add_argument("--threads", type=int, default=2)
@@ -73,16 +88,14 @@ def main() -> None:
         chosen = sample(features, seed=arguments.seed)
         tokens = sum(len(feature.ids) for feature in chosen)
         timed = feeds(chosen, names)
-        output = ["sentence_embedding"]
-        timings = interleaved(
-            {name: lambda s=s: [s.run(output, feed) for _, feed in timed] for name, s in sessions.items()},
-            rounds=arguments.rounds,
-            warmup=2,
-        )
+        runs = {name: lambda s=s: [s.run(OUTPUT, feed) for _, feed in timed] for name, s in sessions.items()}
+        runs |= {path.name: native(path, chosen, arguments.threads) for path in arguments.compressed}
+        runs["dense"] = native(arguments.model, chosen, arguments.threads)
+        timings = interleaved(runs, rounds=arguments.rounds, warmup=2)
         for name, runtime in sessions.items():
             vectors = np.zeros((len(features), 0), np.float32)
             for rows, feed in feeds(features, names):
-                (part,) = runtime.run(output, feed)
+                (part,) = runtime.run(OUTPUT, feed)
                 vectors = vectors if vectors.shape[1] else np.zeros((len(features), part.shape[1]), np.float32)
                 vectors[rows] = part
             cosine = (vectors[: len(gold)] * vectors[len(gold) :]).sum(1)
@@ -95,11 +108,14 @@ def main() -> None:
                 }
             )
     found = {"machine": machine(), "threads": arguments.threads, "tokens": tokens, "part": arguments.part}
-    target = HERE / "results" / "onnxruntime.json"
+    found["espalier"] = {name: tokens / timings[name].p50 for name in runs if name not in sessions}
+    target = HERE / "results" / "throughput.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(found | {"results": results}, indent=2) + "\n", encoding="utf-8")
     for row in results:
         print(f"{row['name']}: {row['metric']['value']:.4f}, {row['tokens_per_s']:.0f} tokens/s")
+    for name, speed in found["espalier"].items():
+        print(f"Espalier, {name}: {speed:.0f} tokens/s")
 
 
 if __name__ == "__main__":
