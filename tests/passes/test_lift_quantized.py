@@ -204,6 +204,17 @@ def test_rounding_again_changes_nothing(check: Check) -> None:
     assert ops(check(model(body, {**activations(), **weight(), **shapes}))) == ["QLinear"]
 
 
+def test_answer_spans(check: Check) -> None:
+    """A feature of rounded tokens, rounded again where its axis is gone."""
+    body = """
+        q = QuantizeLinear(x, xs, xz)  f = DequantizeLinear(q, xs, xz)  a, b = Split <axis = -1> (f, sizes)
+        a8 = QuantizeLinear(a, xs, xz)  af = DequantizeLinear(a8, xs, xz)  s = Squeeze(af, last)
+        s8 = QuantizeLinear(s, xs, xz)  y = DequantizeLinear(s8, xs, xz)
+    """
+    sizes = {"sizes": np.array([1, K - 1]), "last": np.array([-1])}
+    assert ops(check(model(body, {**activations(), **sizes}))) == ["FakeQuantize", "SliceFeatures"]
+
+
 def test_one_token_of_rounded_tokens(check: Check) -> None:
     body = """
         q = QuantizeLinear(x, xs, xz)  c = Gather <axis = 1> (q, first)  f = DequantizeLinear(c, xs, xz)
@@ -211,6 +222,22 @@ def test_one_token_of_rounded_tokens(check: Check) -> None:
     """
     graph = check(model(body, {**activations(), **weight(), "first": np.array(0)}))
     assert ops(graph) == ["FakeQuantize", "SelectToken", "QLinear", "Activation"]
+
+
+def test_a_constant_that_is_quantised_again(check: Check) -> None:
+    """Exporters store equal biases once; quantisers then round what they rounded, with another scale."""
+    body = QDQ.replace("y = Add(p, b)", """
+        o = DequantizeLinear(bq, s1, z1)  i = Identity(o)  o8 = QuantizeLinear(i, s2, z2)
+        b = DequantizeLinear(o8, s2, z2)  y = Add(p, b)
+    """)  # fmt: skip
+    bias = {
+        "bq": integers("int8", M),
+        "s1": np.float32(0.1),
+        "z1": np.int8(3),
+        "s2": np.float32(0.2),
+        "z2": np.int8(-9),
+    }
+    assert ops(check(model(body, {**activations(), **weight(), **bias}))) == ["QLinear"]
 
 
 def test_only_the_weight_is_quantised(check: Check) -> None:

@@ -76,12 +76,14 @@ def rounded(lift: Lifter, x: Value | None, found: Parameters, name: str) -> Valu
         return None
     if isinstance(x, Row):
         return Row(dequantize(quantize(x.array, *found), *found), x.shape)
-    if not isinstance(x, View) or x.base.integer or x.base.layout not in (BSF, SF, BF):
+    if not isinstance(x, View) or x.base.integer:
         return None
     names = [_number(lift, number) for number in found]
     known = lift.rounded.get(x.base.name)
     if known is not None and known[1:] == tuple(names) and x.scale == 1.0:
         return x
+    if x.base.layout not in (BSF, SF, BF):
+        return None
     solid = lift.solid(x)
     inputs = [solid.name, *names]
     view = lift.emit("FakeQuantize", inputs, {}, replace(solid, name=""), axes=x.axes, name=name)
@@ -89,10 +91,12 @@ def rounded(lift: Lifter, x: Value | None, found: Parameters, name: str) -> Valu
     return view
 
 
-def quantized(lift: Lifter, x: Value | None, found: Parameters | None, name: str) -> Quantized | None:
+def quantized(lift: Lifter, x: Value | None, found: Parameters | None, name: str) -> Quantized | Constant | None:
     """The integers of ``x``."""
     if found is None or found.zero.dtype.name not in QUANTIZED:
         return None
+    if isinstance(x, Constant):
+        return Constant(name, quantize(x.array, *found)) if found.single else None
     value = rounded(lift, x, found, name)
     return None if value is None else Quantized(value, *found)
 
