@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from starlette.responses import Response
@@ -24,6 +24,7 @@ from espalier.serve.service import Service
 HEADER = "inference-header-content-length"
 PLATFORM = "espalier"
 MAX_TENSORS = 64
+_KNOWN = {"input": "binary_data_size", "output": "binary_data"}
 _DIGITS = re.compile(r"[0-9]{1,12}")
 _NOT_READY = 503
 
@@ -113,7 +114,7 @@ def read_request(body: bytes, header: str | None) -> tuple[schema.InferRequest, 
     if len(request.inputs) > MAX_TENSORS or len(request.outputs) > MAX_TENSORS:
         raise InputShapeError(f"a request has at most {MAX_TENSORS} inputs and {MAX_TENSORS} outputs")
     for output in request.outputs:
-        check_parameters("output", output.name, output.parameters, {"binary_data"})
+        check_parameters("output", output.name, output.parameters)
     return request, _tensors(request.inputs, view[length:])
 
 
@@ -121,7 +122,7 @@ def _tensors(inputs: Sequence[schema.InferInput], rest: memoryview) -> dict[str,
     feeds: dict[str, np.ndarray] = {}
     at = 0
     for tensor in inputs:
-        check_parameters("input", tensor.name, tensor.parameters, {"binary_data_size"})
+        check_parameters("input", tensor.name, tensor.parameters)
         size = tensor.parameters.get("binary_data_size")
         if tensor.name in feeds:
             raise InputNameError(f"input {tensor.name!r} is given twice")
@@ -163,11 +164,15 @@ def write_response(model: Model, request: schema.InferRequest, found: Mapping[st
     return Response(b"".join([head, *blobs]), 200, {HEADER: str(len(head))}, "application/octet-stream")
 
 
-def check_parameters(kind: str, name: str, given: Mapping[str, object], known: set[str]) -> None:
-    """Refuse what would change the meaning of a tensor and is not understood. Raises InputError."""
+def check_parameters(kind: str, name: str, given: Iterable[str]) -> None:
+    """Refuse parameters of an input or output that would change its meaning and are not understood.
+
+    Raises InputError.
+    """
+    known = _KNOWN[kind]
     for key in given:
-        if key not in known:
-            raise InputError(f"{kind} {name!r}: parameter {key!r} is not supported; known: {', '.join(sorted(known))}")
+        if key != known:
+            raise InputError(f"{kind} {name!r}: parameter {key!r} is not supported; known: {known}")
 
 
 def run_parameters(parameters: Mapping[str, object]) -> tuple[int, float | None]:

@@ -33,7 +33,7 @@ def read_inputs(request: Any) -> dict[str, np.ndarray]:
         name, shape = tensor.name, list(tensor.shape)
         if name in feeds:
             raise InputNameError(f"input {name!r} is given twice")
-        check_parameters("input", name, tensor.parameters, set())
+        check_parameters("input", name, tensor.parameters)
         if not raw:
             feeds[name] = _typed(name, tensor.datatype, shape, tensor.contents)
         elif tensor.HasField("contents"):

@@ -173,7 +173,7 @@ class _Protocol:
         model = service.models.get(request.model_name, request.model_version)
         feeds = codec.read_inputs(request)
         for output in request.outputs:
-            check_parameters("output", output.name, output.parameters, set())
+            check_parameters("output", output.name, output.parameters)
         priority, timeout = run_parameters(codec.parameters_of(request.parameters))
         limits = [limit for limit in (timeout, context.time_remaining()) if limit is not None]
         options = service.options(priority, min(limits, default=None))
