@@ -19,6 +19,7 @@ from espalier._session.describe import TensorInfo, describe
 from espalier._session.report import Report, report_of
 from espalier._session.source import Source, identify
 from espalier._session.steps import AnyStep, NativeStep, OrtStep, prepare
+from espalier._session.target import Target
 from espalier.errors import (
     GraphError,
     InputError,
@@ -41,18 +42,32 @@ if TYPE_CHECKING:
 Model = Union[str, "os.PathLike[str]", bytes, "onnx.ModelProto"]
 
 
-def load(model: Model, *, threads: int | None = None, tune: bool = True) -> Session:
+def load(
+    model: Model,
+    *,
+    threads: int | None = None,
+    tune: bool = True,
+    device: str = "cpu",
+    precision: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+) -> Session:
     """Open a model for running.
 
     ``model`` is an ONNX file, a Hugging Face folder (``config.json`` and safetensors), a compiled ``.espalier`` plan
     (told apart by content), serialised ONNX bytes or an ``onnx.ModelProto``. ``threads`` defaults to the cores the
     process may use; ``tune`` chooses each layer's weight format by measurement instead of by the cost model.
 
-    Raises ModelNotFoundError, ModelFormatError, UnsupportedModelError, InputTypeError or InputError.
+    ``device``: ``cpu``, or a GPU (``cuda``, ``cuda:1``), which needs ``espalier[gpu]``. There ``precision`` is ``bf16``
+    unless it says ``fp16`` or ``fp32``; a ``calibration``, a file that ``espalier calibrate`` wrote, means FP8 in
+    the layers it names. ``torch-cpu`` computes on the CPU what a GPU would, slowly.
+
+    Raises ModelNotFoundError, ModelFormatError, UnsupportedModelError, InputTypeError, InputError or
+    MissingDependencyError.
     """
     count = _threads(threads)
+    target = Target(device=device, precision=precision, calibration=calibration)
     source = identify(model)
-    return _open(source, *_ready(source, threads=count, tune=tune), threads=count)
+    return _open(source, *_ready(source, threads=count, tune=tune, target=target), threads=count, target=target)
 
 
 def compile(
@@ -75,7 +90,7 @@ def compile(
     source = identify(model)
     if source.kind == "plan":
         raise ModelFormatError(f"{source.name} is a compiled plan already; give the model it was made from, or copy it")
-    program, _ = _ready(source, threads=count, tune=tune)
+    program, _ = _ready(source, threads=count, tune=tune, target=Target())
     program.steps = [_embedded(step) if isinstance(step, OrtSegment) else step for step in program.steps]
     from espalier import compiler
 
@@ -96,24 +111,36 @@ class Session:
         name: str,
         threads: int,
         original: Path | bytes | None,
+        target: Target,
     ) -> None:
         self._program = program
         self._steps = steps
         self._name = name
         self._threads = threads
         self._original = original
+        self._target = target
         self._fallback: OrtStep | None = None
         self._lock = threading.Lock()
         self._whole = steps[0] if len(steps) == 1 and isinstance(steps[0], OrtStep) and steps[0].segment.whole else None
 
     def __repr__(self) -> str:
-        parts = [("native" if isinstance(step, NativeStep) else "ONNX Runtime") for step in self._steps]
+        parts = [(step.program.where if isinstance(step, NativeStep) else "ONNX Runtime") for step in self._steps]
         return f"<espalier.Session {self._name!r}, threads={self._threads}: {' > '.join(parts) or 'constant'}>"
 
     @property
     def threads(self) -> int:
         """Threads each run uses."""
         return self._threads
+
+    @property
+    def device(self) -> str:
+        """Where the native parts run: ``cpu``, ``cuda``, ``cuda:N`` or ``torch-cpu``."""
+        return self._target.device
+
+    @property
+    def tolerance(self) -> float:
+        """The largest error that this session's arithmetic explains, relative to the largest output (at least 1)."""
+        return self._target.tolerance
 
     def get_inputs(self) -> list[TensorInfo]:
         """The inputs in order, described as ONNX Runtime does."""
@@ -326,23 +353,27 @@ def _unread(source: Source, error: ModelError | GraphError) -> Program:
     return Program(source.name, inputs, outputs, {}, [segment])
 
 
-def _ready(source: Source, *, threads: int, tune: bool) -> tuple[Program, list[AnyStep]]:
-    """The program and its steps, ready to run; the whole model in ONNX Runtime where the engine refuses a part."""
+def _ready(source: Source, *, threads: int, tune: bool, target: Target) -> tuple[Program, list[AnyStep]]:
+    """The program and its steps, ready to run; the whole model in ONNX Runtime where the engine refuses a part.
+
+    What a GPU refuses is refused: a model asked for there must not run elsewhere unnoticed.
+    """
     program = _program(source)
     try:
-        return program, prepare(program.steps, threads=threads, tune=tune)
+        return program, prepare(program.steps, threads=threads, tune=tune, target=target)
     except (UnsupportedModelError, ModelFormatError, GraphError) as error:
-        if source.kind != "onnx" or not any(isinstance(step, cut.NativeSegment) for step in program.steps):
+        native = any(isinstance(step, cut.NativeSegment) for step in program.steps)
+        if source.kind != "onnx" or not native or target.is_gpu:
             raise
         program = _unread(source, error)
-        return program, prepare(program.steps, threads=threads, tune=tune)
+        return program, prepare(program.steps, threads=threads, tune=tune, target=target)
 
 
-def _open(source: Source, program: Program, steps: list[AnyStep], *, threads: int) -> Session:
+def _open(source: Source, program: Program, steps: list[AnyStep], *, threads: int, target: Target) -> Session:
     # The steps hold what they need; the weights they were made from must not stay in memory beside them.
     ends = replace(program, steps=[])
     original = source.model if source.kind == "onnx" else None
-    return Session(ends, steps, name=source.name, threads=threads, original=original)
+    return Session(ends, steps, name=source.name, threads=threads, original=original, target=target)
 
 
 def _embedded(segment: OrtSegment) -> OrtSegment:

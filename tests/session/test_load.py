@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import espalier
+from espalier import compiler
 from espalier import session as module
-from espalier._session import steps
 from espalier._session.source import Source, identify
+from espalier._session.target import Target
 from espalier.errors import (
     EspalierError,
     GraphError,
@@ -301,7 +302,7 @@ def test_a_segment_the_engine_refuses_goes_to_onnxruntime(
     def refuse(*_args: Any, **_options: Any) -> Any:
         raise UnsupportedModelError("no kernel for this")
 
-    monkeypatch.setattr(steps, "_build", refuse)
+    monkeypatch.setattr(compiler, "build", refuse)
     data = onnx_bytes(tiny)
     session = espalier.load(data, threads=1)
     assert session.run(None, {name: np.ones((2, 3), np.int64) for name in tiny.inputs})[1].shape == (2, 3)
@@ -309,4 +310,4 @@ def test_a_segment_the_engine_refuses_goes_to_onnxruntime(
     assert len(session.report().steps) == 1
     monkeypatch.setattr(module, "_program", lambda _source: Program.of(tiny, partition(tiny)))
     with pytest.raises(UnsupportedModelError, match="no kernel"):
-        module._ready(Source("hf", Path("folder")), threads=1, tune=False)
+        module._ready(Source("hf", Path("folder")), threads=1, tune=False, target=Target())

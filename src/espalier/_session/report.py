@@ -9,7 +9,6 @@ from typing import Any
 
 from espalier._session.steps import AnyStep, NativeStep, OrtStep
 
-NATIVE = "native"
 FOREIGN = "ONNX Runtime"
 
 
@@ -104,7 +103,7 @@ def report_of(name: str, threads: int, steps: Sequence[AnyStep], fallback: OrtSt
 def _step(step: AnyStep) -> StepReport:
     if isinstance(step, NativeStep):
         layers = tuple(_native_layers(step))
-        return StepReport(NATIVE, step.clock.calls, step.clock.mean_ms, step.segment.exact_padding, layers)
+        return StepReport(step.program.where, step.clock.calls, step.clock.mean_ms, step.segment.exact_padding, layers)
     rows: dict[tuple[str, str], list[str]] = {}
     for node in step.segment.nodes:
         rows.setdefault((node.op, node.why), []).append(node.name)
@@ -128,12 +127,12 @@ def _native_layers(step: NativeStep) -> list[LayerReport]:
             LayerReport(
                 name=name,
                 op=weight.op if weight else node.op if node else name.partition(":")[0],
-                where=NATIVE,
+                where=step.program.where,
                 type=weight.type if weight else "",
                 format=weight.format if weight else "",
                 sparsity=weight.sparsity if weight else None,
                 time_ms=spent.seconds * 1e3 if spent is not None and measured else None,
-                why=node.why if node else "",
+                why=" ".join(filter(None, (node.why if node else "", weight.why if weight else ""))),
             )
         )
     return rows

@@ -6,17 +6,16 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from espalier._session.checks import ValueCheck, value_checks
+from espalier._session.target import Target
+from espalier.compiler.packed import PackedProgram
 from espalier.errors import EngineError
 from espalier.ort import OrtProgram
 from espalier.passes.partition import NativeSegment, OrtSegment, Step
-
-if TYPE_CHECKING:
-    from espalier.compiler import NativeProgram
 
 
 class Clock:
@@ -43,7 +42,7 @@ class Clock:
 class NativeStep:
     """A native segment: its program and the checks its inputs need first."""
 
-    def __init__(self, segment: NativeSegment, program: NativeProgram) -> None:
+    def __init__(self, segment: NativeSegment, program: PackedProgram) -> None:
         # Without its constants: the program has packed them.
         self.segment = replace(segment, graph=replace(segment.graph, constants={}))
         self.program = program
@@ -116,19 +115,13 @@ class OrtStep:
 AnyStep = NativeStep | OrtStep
 
 
-def prepare(steps: list[Step], *, threads: int, tune: bool) -> list[AnyStep]:
+def prepare(steps: list[Step], *, threads: int, tune: bool, target: Target) -> list[AnyStep]:
     """Compile native segments and open foreign ones. Raises UnsupportedModelError, ModelError and its like."""
-    shared = any(isinstance(step, NativeSegment) for step in steps)
-    ready: list[AnyStep] = []
-    for step in steps:
-        if isinstance(step, NativeSegment):
-            ready.append(NativeStep(step, _build(step, threads=threads, tune=tune)))
-        else:
-            ready.append(OrtStep(step, OrtProgram(step.model, threads=threads, shared=shared)))
-    return ready
-
-
-def _build(segment: NativeSegment, *, threads: int, tune: bool) -> NativeProgram:
-    from espalier import compiler
-
-    return compiler.build(segment.graph, threads=threads, tune=tune, exact_padding=segment.exact_padding)
+    native = [step for step in steps if isinstance(step, NativeSegment)]
+    programs = iter(target.build(native, threads=threads, tune=tune))
+    return [
+        NativeStep(step, next(programs))
+        if isinstance(step, NativeSegment)
+        else OrtStep(step, OrtProgram(step.model, threads=threads, shared=bool(native)))
+        for step in steps
+    ]

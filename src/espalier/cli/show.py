@@ -90,6 +90,7 @@ def model_as_dict(model: Path, session: Session) -> dict[str, Any]:
 
 def print_model(model: Path, session: Session) -> None:
     """What `inspect` says, as tables."""
+    from espalier._session.report import FOREIGN
     from espalier._session.source import identify
 
     kind = {"onnx": "ONNX file", "hf": "Hugging Face folder", "plan": "compiled plan"}[identify(model).kind]
@@ -99,7 +100,7 @@ def print_model(model: Path, session: Session) -> None:
             shape = ", ".join("?" if dim is None else str(dim) for dim in info.shape)
             say(f"  {side:7}{info.name}  {info.type}  [{shape}]")
     layers = [layer for layer in session.report().layers if layer.op]
-    native = sum(layer.count for layer in layers if layer.where == "native")
+    native = sum(layer.count for layer in layers if layer.where != FOREIGN)
     say(f"  {native} of {sum(layer.count for layer in layers)} layers run natively\n")
     _print_layers(session.report().to_dict(), times=False)
 

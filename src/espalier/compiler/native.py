@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from espalier.compiler.formats import Tuner
 from espalier.compiler.lower import Lowering
-from espalier.compiler.packed import PackedBatch, PackedProgram, token_input
+from espalier.compiler.packed import OpTime, PackedBatch, PackedProgram, token_input
 from espalier.compiler.weights import Layer
 from espalier.ir.graph import Graph
-
-
-@dataclass(frozen=True)
-class OpTime:
-    """Seconds per run in one operation, summed over threads, and its share of the whole."""
-
-    name: str
-    seconds: float
-    share: float
 
 
 class NativeProgram(PackedProgram):
@@ -27,6 +16,8 @@ class NativeProgram(PackedProgram):
 
     ``exact_padding``: compute padding tokens too, as ONNX Runtime does, for graphs whose padding something reads.
     """
+
+    where = "native"
 
     def __init__(self, graph: Graph, *, threads: int, tune: bool = True, exact_padding: bool = False) -> None:
         from espalier import _native

@@ -6,9 +6,9 @@ What computes on the packed tokens (the native engine, a GPU) derives from :clas
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -51,9 +51,50 @@ class PackedBatch:
         return int(self.lengths.sum())
 
 
-class PackedProgram(ABC):
-    """A compiled native graph: what every backend does the same way. Safe to call from several threads at once."""
+@dataclass(frozen=True)
+class OpTime:
+    """Seconds per run in one operation, summed over threads, and its share of the whole."""
 
+    name: str
+    seconds: float
+    share: float
+
+
+class LayerInfo(Protocol):
+    """An operation, for the report."""
+
+    @property
+    def name(self) -> str:
+        """As in the model."""
+
+    @property
+    def op(self) -> str:
+        """As in the dialect."""
+
+    @property
+    def type(self) -> str:
+        """The element type of the products."""
+
+    @property
+    def format(self) -> str:
+        """How the weight is kept; "" without one."""
+
+    @property
+    def sparsity(self) -> float | None:
+        """None without a weight."""
+
+    @property
+    def why(self) -> str:
+        """What it does not do that one might expect."""
+
+
+class PackedProgram(ABC):
+    """A compiled native graph: what every backend does the same way. Safe to call from several threads at once.
+
+    ``where``: the backend's name in reports.
+    """
+
+    where: str
     _plumbing: Plumbing
     _tokens_from: str
     """A graph input of shape ``[batch, seq, ...]`` to read the extents from; "" for whole sequences only."""
@@ -61,6 +102,14 @@ class PackedProgram(ABC):
     @abstractmethod
     def _launch(self, batch: PackedBatch) -> list[np.ndarray]:
         """Compute every store of a batch of at least one token: float32 ``[T or B, width]``, by store number."""
+
+    @abstractmethod
+    def layers(self) -> Sequence[LayerInfo]:
+        """What there is to say about operations, those with weights at least."""
+
+    @abstractmethod
+    def profile(self) -> list[OpTime]:
+        """Time by operation, averaged over the runs so far; nothing where times are not taken."""
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name for padded inputs by name. Rows at padding positions of token outputs are zero.

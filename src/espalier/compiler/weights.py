@@ -47,6 +47,7 @@ class Layer:
     shape: tuple[int, int]
     nonzeros: int
     bytes: int
+    why: str = ""
 
     @property
     def sparsity(self) -> float:

@@ -10,30 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from espalier.compiler.packed import PackedBatch, PackedProgram, token_input
+from espalier.compiler.packed import OpTime, PackedBatch, PackedProgram, token_input
 from espalier.errors import EngineError
 from espalier.gpu.batches import DeviceBatch, Layout, Shape, shape_of, split, take
-from espalier.gpu.build import Builder, Layer
 from espalier.gpu.device import CHECKING, choose_precision, find
 from espalier.gpu.instructions import Instruction, Observer, SliceFeatures, State, Store
 from espalier.gpu.kernels.eager import EagerKernels
 from espalier.gpu.lanes import Lanes, Recent
 from espalier.gpu.lower import lower
+from espalier.gpu.parameters import Builder, Layer
 from espalier.gpu.runtime import CpuRuntime, CudaRuntime, Runtime
 from espalier.gpu.scales import Calibration
 from espalier.ir.graph import Graph
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 """The compute type of each precision."""
-
-
-@dataclass(frozen=True)
-class OpTime:
-    """Seconds per run in one operation, and its share of the whole."""
-
-    name: str
-    seconds: float
-    share: float
 
 
 @dataclass(frozen=True, kw_only=True)

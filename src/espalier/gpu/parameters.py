@@ -12,7 +12,7 @@ from espalier.gpu.lower import LayerSpec, Lowered, label
 from espalier.gpu.weights import Dense, Fp8, Int8, Semistructured, Weight, is_semistructured
 from espalier.ir.graph import Graph
 
-_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_TYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 _SPARSE = 0.3
 """Above this share of zeros a reader may expect them to be skipped, so the report says that they are not."""
 
