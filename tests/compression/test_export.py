@@ -96,7 +96,12 @@ def test_layers_that_do_not_run_sparse(
     from espalier.compiler import formats
 
     model, masks = pruned(task, encoder_folder)
-    monkeypatch.setattr(formats.Tuner, "choose", lambda self, matrix: formats.Choice("dense", 64, measured=False))
+
+    def dense(tuner: formats.Tuner, key: str, ranked: list[formats.Candidate]) -> formats.Choice:
+        found = next(candidate for candidate in ranked if candidate.format == "dense")
+        return formats.Choice("dense", found.chunk, False, found.pack())
+
+    monkeypatch.setattr(formats.Tuner, "choose", dense)
     with pytest.raises(ExportError, match=r"sparse kernels, folder: .*dense, 8.% zeros"):
         export(model, task, encoder_folder, tmp_path / "out", masks, samples=task.training, tune=False)
 

@@ -64,6 +64,7 @@ def test_a_dense_model_is_quantised_as_it_is(
     assert len(report.quantization.layers) == 12
     assert report.sparsity < 0.001
     assert report.recovered is not None
+    assert sum("12 of 12 quantised layers run with integers" in check for check in report.checks) == 2
     assert any("12 int8 layers with equal integers" in check for check in report.checks)
     assert "## Quantisation" in (out / "report.md").read_text()
     saved = json.loads((out / "report.json").read_text())["quantization"]

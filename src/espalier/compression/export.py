@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from espalier import hf, passes
+from espalier._session.report import LayerReport
 from espalier.bench.agreement import TOLERANCE, compare
 from espalier.compression.quantization.linear import as_float, quantized_layers
 from espalier.compression.tasks.base import EncoderTask, Wants
@@ -31,6 +32,7 @@ from espalier.onnx.writer import write
 ONNX = "model.onnx"
 SPARSE_FROM = 0.6
 """Share of zeros from which a layer must run in a sparse kernel; below, a dense one may be the faster."""
+_DENSE = ("dense", "dense8")
 _SAMPLES = 8
 _NOISE = 1.5
 """How far two runs of a quantised model may be apart, in units of its distance from the float model. A sum that differs
@@ -120,8 +122,10 @@ def export(
             graphs = {"folder": hf.read(stage), "ONNX file": passes.run(read_onnx(onnx))}
             checks += [_same_integers(model, graph, label) for label, graph in graphs.items()]
         if masks:
-            found, formats = _runs_sparse(stage, masks, threads=threads, tune=tune)
-            checks += [_zeros_kept(stage, masks), _onnx_zeros(onnx, masks), *found]
+            checks += [_zeros_kept(stage, masks), _onnx_zeros(onnx, masks)]
+        if masks or quantized_layers(model):
+            found, formats = _kernels(stage, masks, list(quantized_layers(model)), threads=threads, tune=tune)
+            checks += found
         checks += _same_numbers(model, task, stage, samples, threads=threads)
         failed = [check for check in checks if not check.ok]
         if failed:
@@ -292,14 +296,17 @@ def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return (a is None) == (b is None) and (a is None or b is None or np.array_equal(a, b))
 
 
-def _runs_sparse(
-    stage: Path, masks: Mapping[str, Tensor], *, threads: int | None, tune: bool
+def _kernels(
+    stage: Path, masks: Mapping[str, Tensor], quantized: Sequence[str], *, threads: int | None, tune: bool
 ) -> tuple[list[Check], dict[str, str]]:
-    """Every layer with at least SPARSE_FROM zeros runs natively in a sparse format, from either file."""
+    """From either file, layers run natively: in a sparse format where they have at least SPARSE_FROM zeros, and with
+    integers where they are quantised. Also returns the formats by the model's names."""
     import espalier
 
     checks: list[Check] = []
     formats: dict[str, str] = {}
+    # Kernels of integers leave out blocks of 1x4: what lies in other blocks does not count as sparse for them.
+    zeros = {name: _empty(mask, 4 if name in quantized else 1) for name, mask in masks.items()}
     for place, label in ((stage, "folder"), (stage / ONNX, "ONNX file")):
         try:
             report = espalier.load(place, threads=threads, tune=tune).report()
@@ -307,27 +314,37 @@ def _runs_sparse(
             checks.append(Check(f"sparse kernels, {label}", label == "folder", f"not readable here: {error}"))
             continue
         linear = [layer for layer in report.layers if layer.sparsity is not None]
+        dense = sum(layer.format in _DENSE for layer in linear)
         wrong: list[str] = []
-        dense = 0
         if label == "folder":
-            for name, mask in masks.items():
-                row = next((layer for layer in linear if _same_layer(layer.name, name)), None)
-                zeros = 1 - float(mask.float().mean())
-                if row is not None:
-                    formats[name] = row.format
-                if zeros >= SPARSE_FROM and (row is None or row.format == "dense"):
-                    wrong.append(f"{name} ({'not run natively' if row is None else 'dense'}, {zeros:.0%} zeros)")
-                dense += row is not None and row.format == "dense"
+            rows = {name: _row(linear, name) for name in (*masks, *quantized)}
+            formats = {name: row.format for name, row in rows.items() if row is not None}
+            for name, share in zeros.items():
+                if share >= SPARSE_FROM and formats.get(name, "dense") in _DENSE:
+                    wrong.append(f"{name} ({formats.get(name, 'not run natively')}, {share:.0%} zeros)")
         else:
             # ONNX has no names of modules: count instead.
-            expected = sum(1 - float(mask.float().mean()) >= SPARSE_FROM for mask in masks.values())
-            sparse = sum(layer.format != "dense" for layer in linear)
-            dense = len(linear) - sparse
-            if sparse < expected:
-                wrong.append(f"{sparse} layers in sparse formats, expected {expected}")
+            expected = sum(share >= SPARSE_FROM for share in zeros.values())
+            if len(linear) - dense < expected:
+                wrong.append(f"{len(linear) - dense} layers in sparse formats, expected {expected}")
         detail = "; ".join(wrong[:3]) if wrong else f"{len(masks)} pruned layers, {dense} layers in the dense format"
-        checks.append(Check(f"sparse kernels, {label}", not wrong, detail))
+        if masks:
+            checks.append(Check(f"sparse kernels, {label}", not wrong, detail))
+        if quantized:
+            integer = sum(layer.type.startswith("int8") for layer in linear)
+            said = f"{integer} of {len(quantized)} quantised layers run with integers"
+            checks.append(Check(f"int8 kernels, {label}", integer == len(quantized), said))
     return checks, formats
+
+
+def _row(layers: Sequence[LayerReport], name: str) -> LayerReport | None:
+    return next((layer for layer in layers if _same_layer(layer.name, name)), None)
+
+
+def _empty(mask: Tensor, width: int) -> float:
+    """The share of blocks of one output by ``width`` inputs in which nothing is left."""
+    padded = nn.functional.pad(mask, (0, -mask.shape[1] % width))
+    return 1 - float(padded.reshape(len(mask), -1, width).any(2).float().mean())
 
 
 def _same_numbers(

@@ -26,7 +26,7 @@ from espalier.compression.second_order import dampen, inverse_factor, round_colu
 from espalier.errors import ConfigError, DataError, UnsupportedModelError
 
 FLOAT = "float"
-_NEARLY = 2.0
+_NEARLY = 10.0
 """How many times the error of dynamic inputs static ones may have, which cost less time."""
 _JUDGED = 8
 """Batches after those of the calibration on which a whole model is compared with the float one."""

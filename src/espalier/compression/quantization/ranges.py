@@ -16,7 +16,7 @@ from torch import Tensor
 
 from espalier.compression.quantization.linear import HIGH, LOW, round_static
 
-_VALUES = 1 << 20
+_VALUES = 1 << 19
 """Numbers of a layer's inputs that are kept for comparisons."""
 _SEARCHED = 1 << 17
 """Numbers among them that a search looks at."""
