@@ -87,8 +87,7 @@ void Program::Execution::choose_partition() {
   double linear = 1.0, attention = 0.0;
   for (const Op& op : p_.ops_) {
     if (op.kind == OpKind::linear) linear += static_cast<double>(op.weight->nonzeros());
-    if (op.kind == OpKind::linear8)
-      linear += block_cost8(k_.pairs_saturate) * static_cast<double>(op.weight8->blocks());
+    if (op.kind == OpKind::linear8) linear += block_cost8(k_.sums_16_bit) * static_cast<double>(op.weight8->blocks());
     if (op.kind == OpKind::attention)
       attention += static_cast<double>(op.attention.heads) * (op.attention.head_size + op.attention.value_size);
   }

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/error.h"
@@ -39,25 +40,75 @@ void check_row(const std::int16_t* row, int columns, int number) {
          ", which does not fit 32 bits; run this layer in float32");
 }
 
-using Block = std::array<std::int8_t, kFeatureBlock>;
+// Four neighbouring inputs' weights, or what of them is not packed yet.
+using Inputs = std::array<int, kFeatureBlock>;
 
-// Takes as much of `rest` as one block may hold. With `pairs_saturate`, that is 128 of either sign in each pair of
-// neighbours: 255 * 128 fits 16 bits. Call until nothing is left.
-Block take_block(std::array<int, kFeatureBlock>& rest, bool pairs_saturate) {
-  Block block;
+bool is_zero(const Inputs& w) { return w == Inputs{}; }
+
+// 255 times this, of either sign, fits 16 bits.
+constexpr int kLargestSum16 = 128;
+
+// Takes as much of `rest` as one block may hold, so that no two neighbours add up to more than 16 bits hold.
+Inputs take_block(Inputs& rest, bool sums_16_bit) {
+  Inputs block;
   for (std::size_t i = 0; i < kFeatureBlock; ++i) {
     int low = -128, high = 127;
-    if (pairs_saturate && i % 2 == 1) {
-      low = std::max(low, -128 - std::min<int>(0, block[i - 1]));
-      high = std::min(high, 128 - std::max<int>(0, block[i - 1]));
+    if (sums_16_bit && i % 2 == 1) {
+      low = std::max(low, -kLargestSum16 - std::min(0, block[i - 1]));
+      high = std::min(high, kLargestSum16 - std::max(0, block[i - 1]));
     }
-    block[i] = static_cast<std::int8_t>(std::clamp(rest[i], low, high));
+    block[i] = std::clamp(rest[i], low, high);
     rest[i] -= block[i];
   }
   return block;
 }
 
-bool is_zero(const std::array<int, kFeatureBlock>& rest) { return rest == std::array<int, kFeatureBlock>{}; }
+struct Entry {
+  Inputs weights;
+  std::uint16_t offset;
+};
+
+// Whether two blocks may be added in 16 bits.
+bool fit_16_bit(const Inputs& a, const Inputs& b) {
+  for (std::size_t i = 0; i < kFeatureBlock; i += 2) {
+    int above = 0, below = 0;
+    for (int w : {a[i], a[i + 1], b[i], b[i + 1]}) (w > 0 ? above : below) += w;
+    if (above > kLargestSum16 || below < -kLargestSum16) return false;
+  }
+  return true;
+}
+
+int largest_sum(const Inputs& w) {
+  int largest = 0;
+  for (std::size_t i = 0; i < kFeatureBlock; i += 2)
+    largest = std::max({largest, std::abs(w[i]), std::abs(w[i + 1]), std::abs(w[i] + w[i + 1])});
+  return largest;
+}
+
+// A row's blocks in pairs, empty blocks added where one finds no partner. The heaviest chooses first, and takes the
+// heaviest that fits.
+std::vector<Entry> in_pairs(std::vector<Entry> entries, bool sums_16_bit) {
+  if (sums_16_bit)
+    std::stable_sort(entries.begin(), entries.end(),
+                     [](const Entry& a, const Entry& b) { return largest_sum(a.weights) > largest_sum(b.weights); });
+  constexpr std::size_t kReach = 64;  // partners looked at, so that long rows do not take forever
+  std::vector<Entry> pairs;
+  std::vector<bool> taken(entries.size());
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (taken[i]) continue;
+    pairs.push_back(entries[i]);
+    std::size_t j = i + 1;
+    const std::size_t end = std::min(entries.size(), j + kReach);
+    while (j < end && (taken[j] || (sums_16_bit && !fit_16_bit(entries[i].weights, entries[j].weights)))) ++j;
+    if (j == end) {
+      pairs.push_back({Inputs{}, entries[i].offset});
+    } else {
+      pairs.push_back(entries[j]);
+      taken[j] = true;
+    }
+  }
+  return pairs;
+}
 
 }  // namespace
 
@@ -111,31 +162,33 @@ Weight8::Weight8(const Matrix8& matrix, WeightFormat8 format, const KernelSet& k
   std::vector<std::int8_t> blocks;
   std::vector<std::uint16_t> offsets;
   for (int m = 0; m < rows; ++m) {
-    starts_[static_cast<std::size_t>(m)] = static_cast<std::uint32_t>(offsets.size());
+    starts_[static_cast<std::size_t>(m)] = static_cast<std::uint32_t>(offsets.size() / 2);
     if (m >= matrix.rows) continue;
+    std::vector<Entry> entries;
     for (std::uint32_t b = matrix.starts[static_cast<std::size_t>(m)];
          b < matrix.starts[static_cast<std::size_t>(m) + 1]; ++b) {
       const int group = matrix.groups[b];
-      std::array<int, kFeatureBlock> rest;
+      Inputs rest;
       std::copy_n(matrix.values.data() + static_cast<std::size_t>(b) * kFeatureBlock, kFeatureBlock, rest.begin());
       for (int w : rest) sums_[static_cast<std::size_t>(m)] += w;
       if (dense) {
-        const Block body = take_block(rest, kernels.pairs_saturate);
+        const Inputs body = take_block(rest, kernels.sums_16_bit);
         const std::size_t at = (static_cast<std::size_t>(m / kRowBlock) * static_cast<std::size_t>(groups) +
                                 static_cast<std::size_t>(group)) *
                                    kRowBlock +
                                static_cast<std::size_t>(m % kRowBlock);
         std::copy(body.begin(), body.end(), dense_.data() + at * kFeatureBlock);
       }
-      while (!is_zero(rest)) {
-        const Block block = take_block(rest, kernels.pairs_saturate);
-        blocks.insert(blocks.end(), block.begin(), block.end());
-        offsets.push_back(static_cast<std::uint16_t>(group * stride));
-      }
+      while (!is_zero(rest))
+        entries.push_back({take_block(rest, kernels.sums_16_bit), static_cast<std::uint16_t>(group * stride)});
+    }
+    for (const Entry& entry : in_pairs(std::move(entries), kernels.sums_16_bit)) {
+      blocks.insert(blocks.end(), entry.weights.begin(), entry.weights.end());
+      offsets.push_back(entry.offset);
     }
   }
   if (offsets.size() > UINT32_MAX) fail("an integer weight has more than 2^32 blocks");
-  starts_[static_cast<std::size_t>(rows)] = static_cast<std::uint32_t>(offsets.size());
+  starts_[static_cast<std::size_t>(rows)] = static_cast<std::uint32_t>(offsets.size() / 2);
   blocks_ = to_buffer(blocks);
   offsets_ = to_buffer(offsets);
   packed_ = {format,          matrix.rows,    matrix.columns, dense_.data(), blocks_.data(),

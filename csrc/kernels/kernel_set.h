@@ -79,19 +79,19 @@ enum class WeightFormat8 : std::uint8_t {
 };
 
 // A packed weight of M rows and K columns of integers. Both formats have a list of blocks of 1 output x 4 inputs per
-// row; there may be several for the same inputs, which then add up. Sums are exact: weights whose rows could overflow
-// 32 bits are never packed.
+// row, in pairs that a kernel may add in 16 bits; there may be several blocks for the same inputs, and empty ones to
+// complete a pair. Sums are exact: weights whose rows could overflow 32 bits are never packed.
 struct PackedWeight8 {
   WeightFormat8 format = WeightFormat8::dense8;
   int rows = 0;
   int columns = 0;
   const std::int8_t* dense = nullptr;   // dense8: [M / 4][K / 4][4 outputs][4 inputs], rounded up
-  const std::int8_t* blocks = nullptr;  // [blocks][4 inputs]
+  const std::int8_t* blocks = nullptr;  // [pairs][2][4 inputs]
   // From the panel's start to the block's inputs, in units of offset_unit(lanes) bytes.
-  const std::uint16_t* offsets = nullptr;
-  const std::uint32_t* starts = nullptr;  // [M rounded up + 1]: first block of each row
-  const float* scales = nullptr;          // [M rounded up]
-  const std::int32_t* sums = nullptr;     // [M rounded up]: of each row's weights
+  const std::uint16_t* offsets = nullptr;  // [pairs][2]
+  const std::uint32_t* starts = nullptr;   // [M rounded up + 1]: first pair of each row
+  const float* scales = nullptr;           // [M rounded up]
+  const std::int32_t* sums = nullptr;      // [M rounded up]: of each row's weights
 };
 
 // How a linear layer begins and ends: y = act(W x + bias) , or y = W x + bias + residual.
@@ -125,8 +125,9 @@ struct KernelSet {
   const char* name;
   int lanes;
   int max_groups;
-  // Two products of a byte and a weight are added in 16 bits, with saturation: packed weights must keep clear of it.
-  bool pairs_saturate;
+  // Products of a byte and a weight are added in 16 bits, two of neighbouring inputs and two of a pair of blocks:
+  // packed weights of one sign must sum to no more than 128 there.
+  bool sums_16_bit;
   bool signed_bytes;  // quantised panels hold q - 128 and zero - 128
 
   // y rows [first_row, last_row) of a panel of `groups` groups. x: [K][NB], y: [M][NB]. Row bounds are multiples of

@@ -19,7 +19,7 @@ constexpr KernelSet make_kernel_set(const char* name) {
   set.name = name;
   set.lanes = V::lanes;
   set.max_groups = MAX_GROUPS;
-  set.pairs_saturate = I::pairs_saturate;
+  set.sums_16_bit = I::sums_16_bit;
   set.signed_bytes = I::signed_bytes;
   set.linear = &linear<MAX_GROUPS>;
   set.linear8 = &linear8<MAX_GROUPS>;

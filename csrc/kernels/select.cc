@@ -90,14 +90,14 @@ std::vector<Candidate> candidates(const WeightStats& s, int lanes, int groups) {
   return found;
 }
 
-double block_cost8(bool pairs_saturate) { return pairs_saturate ? 2.0 : 1.0; }
+double block_cost8(bool sums_16_bit) { return sums_16_bit ? 2.0 : 1.0; }
 
-std::vector<Candidate8> candidates8(const WeightStats8& s, int groups, bool pairs_saturate) {
+std::vector<Candidate8> candidates8(const WeightStats8& s, int groups, bool sums_16_bit) {
   const double r = groups, m = s.rows;
   const double all = m * ((s.columns + kFeatureBlock - 1) / kFeatureBlock);
   // Three instructions for two ports, or one; the load of a sparse block is not shared by several rows.
-  const double dense = pairs_saturate ? r : 0.55 * r;
-  const double sparse = std::max(pairs_saturate ? r : 0.8 * r, (r + 1.0) / 2.0);
+  const double dense = sums_16_bit ? r : 0.55 * r;
+  const double sparse = std::max(sums_16_bit ? r : 0.8 * r, (r + 1.0) / 2.0);
   const double ends = 4.0 * r * m;
   std::vector<Candidate8> found = {{WeightFormat8::dense8, dense * all + ends},
                                    {WeightFormat8::block1x4, sparse * static_cast<double>(s.blocks) + ends}};

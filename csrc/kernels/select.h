@@ -43,11 +43,11 @@ struct Candidate8 {
   double cycles = 0.0;  // estimated, for one full panel; comparable with Candidate's
 };
 
-// The same for weights of integers. `pairs_saturate`: see KernelSet.
-std::vector<Candidate8> candidates8(const WeightStats8& stats, int groups, bool pairs_saturate);
+// The same for weights of integers. `sums_16_bit`: see KernelSet.
+std::vector<Candidate8> candidates8(const WeightStats8& stats, int groups, bool sums_16_bit);
 
 // Multiply-adds of a dense float32 layer that take as long as a block of 1 output x 4 inputs.
-double block_cost8(bool pairs_saturate);
+double block_cost8(bool sums_16_bit);
 
 // Widest chunk whose offsets, in floats, fit in 16 bits.
 int max_chunk(int panel_width);

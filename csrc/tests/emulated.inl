@@ -16,7 +16,7 @@ constexpr KernelSet make_emulation(const char* name) {
   set.name = name;
   set.lanes = V::lanes;
   set.max_groups = MAX_GROUPS;
-  set.pairs_saturate = I::pairs_saturate;
+  set.sums_16_bit = I::sums_16_bit;
   set.signed_bytes = I::signed_bytes;
   set.linear8 = &linear8<MAX_GROUPS>;
   set.quantize = &quantize_panel<MAX_GROUPS>;

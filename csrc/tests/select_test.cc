@@ -105,11 +105,11 @@ TEST(candidates_are_sane) {
 }
 
 TEST(candidates_for_integers_are_sane) {
-  for (bool pairs_saturate : {false, true}) {
+  for (bool sums_16_bit : {false, true}) {
     for (int groups : {3, 4, 6}) {
       const std::int64_t all = 3072 * 768 / 4;
       for (std::int64_t blocks : {std::int64_t{0}, all / 20, all / 5, all}) {
-        const auto found = espalier::candidates8({3072, 768, blocks}, groups, pairs_saturate);
+        const auto found = espalier::candidates8({3072, 768, blocks}, groups, sums_16_bit);
         CHECK(found.size() == 2 && found[0].format != found[1].format);
         CHECK(found[0].cycles <= found[1].cycles && found[0].cycles > 0.0 && std::isfinite(found[1].cycles));
         const auto cheapest = blocks == all ? espalier::WeightFormat8::dense8 : espalier::WeightFormat8::block1x4;

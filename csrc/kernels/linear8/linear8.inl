@@ -26,27 +26,29 @@ inline void finish_row(const I (&acc)[R], const PackedWeight8& w, int row, const
   }
 }
 
-template <int R>
-inline void add_block(I (&acc)[R], const std::int8_t* block, const std::uint8_t* x) {
-  const I weights = I::broadcast(block);
-  UNROLL for (int r = 0; r < R; ++r) acc[r] = dot(acc[r], I::load(x + r * V::lanes * kFeatureBlock), weights);
-}
-
-// Two sets of accumulators: a dot product takes more cycles than there are vectors in a panel.
+// A pair of blocks at a time: summed in 16 bits where that is how the set multiplies, otherwise to two sets of
+// accumulators, since a dot product takes more cycles than there are vectors in a panel.
 template <int R>
 inline void add_blocks(I (&acc)[R], const PackedWeight8& w, int row, const std::uint8_t* x) {
-  const std::int8_t* block = w.blocks + static_cast<long>(w.starts[row]) * kFeatureBlock;
-  const std::uint16_t* offset = w.offsets + w.starts[row];
-  const int n = static_cast<int>(w.starts[row + 1] - w.starts[row]);
-  const auto at = [&](int i) { return x + static_cast<long>(offset[i]) * kOffsetUnit; };
   I other[R];
   UNROLL for (int r = 0; r < R; ++r) other[r] = I::zero();
-  int i = 0;
-  for (; i + 2 <= n; i += 2, block += 2 * kFeatureBlock) {
-    add_block(acc, block, at(i));
-    add_block(other, block + kFeatureBlock, at(i + 1));
+  const long end = w.starts[row + 1];
+  for (long n = w.starts[row]; n < end; ++n) {
+    const std::int8_t* block = w.blocks + n * 2 * kFeatureBlock;
+    const std::uint16_t* offset = w.offsets + n * 2;
+    const I first = I::broadcast(block), second = I::broadcast(block + kFeatureBlock);
+    const std::uint8_t *x0 = x + static_cast<long>(offset[0]) * kOffsetUnit,
+                       *x1 = x + static_cast<long>(offset[1]) * kOffsetUnit;
+    UNROLL for (int r = 0; r < R; ++r) {
+      const I lane0 = I::load(x0 + r * V::lanes * kFeatureBlock), lane1 = I::load(x1 + r * V::lanes * kFeatureBlock);
+      if constexpr (I::sums_16_bit) {
+        acc[r] = dot_pair(acc[r], lane0, first, lane1, second);
+      } else {
+        acc[r] = dot(acc[r], lane0, first);
+        other[r] = dot(other[r], lane1, second);
+      }
+    }
   }
-  if (i < n) add_block(acc, block, at(i));
   UNROLL for (int r = 0; r < R; ++r) acc[r] = acc[r] + other[r];
 }
 

@@ -44,9 +44,9 @@ struct I {
   void store(std::uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), r); }
   static constexpr bool signed_bytes = false;
 #if defined(__AVXVNNI__)
-  static constexpr bool pairs_saturate = false;
+  static constexpr bool sums_16_bit = false;
 #else
-  static constexpr bool pairs_saturate = true;
+  static constexpr bool sums_16_bit = true;
 #endif
 };
 inline I operator+(I a, I b) { return {_mm256_add_epi32(a.r, b.r)}; }
@@ -71,6 +71,15 @@ inline I dot(I acc, I x, I w) {
   return {_mm256_dpbusd_avx_epi32(acc.r, x.r, w.r)};
 #else
   return {_mm256_add_epi32(acc.r, _mm256_madd_epi16(_mm256_maddubs_epi16(x.r, w.r), _mm256_set1_epi16(1)))};
+#endif
+}
+// The same of two pairs of vectors.
+inline I dot_pair(I acc, I x0, I w0, I x1, I w1) {
+#if defined(__AVXVNNI__)
+  return dot(dot(acc, x0, w0), x1, w1);
+#else
+  const __m256i sum = _mm256_add_epi16(_mm256_maddubs_epi16(x0.r, w0.r), _mm256_maddubs_epi16(x1.r, w1.r));
+  return {_mm256_add_epi32(acc.r, _mm256_madd_epi16(sum, _mm256_set1_epi16(1)))};
 #endif
 }
 #if defined(__AVXVNNI__)

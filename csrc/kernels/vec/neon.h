@@ -41,9 +41,9 @@ struct I {
   void store(std::uint8_t* p) const { vst1q_u8(p, vreinterpretq_u8_s32(r)); }
   static constexpr bool signed_bytes = true;  // there is no product of unsigned and signed bytes
 #if defined(__ARM_FEATURE_DOTPROD)
-  static constexpr bool pairs_saturate = false;
+  static constexpr bool sums_16_bit = false;
 #else
-  static constexpr bool pairs_saturate = true;
+  static constexpr bool sums_16_bit = true;
 #endif
 };
 inline I operator+(I a, I b) { return {vaddq_s32(a.r, b.r)}; }
@@ -69,6 +69,18 @@ inline I dot(I acc, I x, I w) {
   return {vdotq_s32(acc.r, a, b)};
 #else
   return {vpadalq_s16(acc.r, vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)))};
+#endif
+}
+// The same of two pairs of vectors.
+inline I dot_pair(I acc, I x0, I w0, I x1, I w1) {
+#if defined(__ARM_FEATURE_DOTPROD)
+  return dot(dot(acc, x0, w0), x1, w1);
+#else
+  const int8x16_t a0 = vreinterpretq_s8_s32(x0.r), b0 = vreinterpretq_s8_s32(w0.r);
+  const int8x16_t a1 = vreinterpretq_s8_s32(x1.r), b1 = vreinterpretq_s8_s32(w1.r);
+  const int16x8_t low = vmlal_s8(vmull_s8(vget_low_s8(a0), vget_low_s8(b0)), vget_low_s8(a1), vget_low_s8(b1));
+  const int16x8_t high = vmlal_high_s8(vmull_high_s8(a0, b0), a1, b1);
+  return {vpadalq_s16(acc.r, vpaddq_s16(low, high))};
 #endif
 }
 #if defined(__ARM_FEATURE_DOTPROD)

@@ -69,7 +69,7 @@ inline V pow2(V n) {
 
 struct I {
   std::int32_t r[LANES];
-  static constexpr bool pairs_saturate = Dot::pairs_saturate;
+  static constexpr bool sums_16_bit = Dot::sums_16_bit;
   static constexpr bool signed_bytes = Dot::signed_bytes;
   static I load(const std::uint8_t* p) {
     I out;
@@ -137,6 +137,12 @@ inline V to_float(I a) {
 inline I dot(I acc, I x, I w) {
   for (int i = 0; i < LANES; ++i)
     acc.r[i] = Dot::apply(acc.r[i], static_cast<std::uint32_t>(x.r[i]), static_cast<std::uint32_t>(w.r[i]));
+  return acc;
+}
+inline I dot_pair(I acc, I x0, I w0, I x1, I w1) {
+  for (int i = 0; i < LANES; ++i)
+    acc.r[i] = Dot::apply_pair(acc.r[i], static_cast<std::uint32_t>(x0.r[i]), static_cast<std::uint32_t>(w0.r[i]),
+                               static_cast<std::uint32_t>(x1.r[i]), static_cast<std::uint32_t>(w1.r[i]));
   return acc;
 }
 constexpr int kDenseRows = 4;
