@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from espalier import errors
     from espalier.compression.compress import compress
-    from espalier.session import Session, compile, load
+    from espalier.session import Session, calibrate, compile, load
 
 __version__ = "0.1.0"
 
-__all__ = ["Session", "__version__", "compile", "compress", "errors", "load"]
+__all__ = ["Session", "__version__", "calibrate", "compile", "compress", "errors", "load"]
 
 # Where each public name lives; a name of None is the module itself.
 _HOMES: dict[str, tuple[str, str | None]] = {
     "Session": ("espalier.session", "Session"),
+    "calibrate": ("espalier.session", "calibrate"),
     "compile": ("espalier.session", "compile"),
     "compress": ("espalier.compression.compress", "compress"),
     "errors": ("espalier.errors", None),

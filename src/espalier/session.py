@@ -6,7 +6,7 @@ import os
 import tempfile
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -95,6 +95,42 @@ def compile(
     from espalier import compiler
 
     return compiler.save_plan(program, Path(os.fspath(out)), exact=exact)
+
+
+def calibrate(
+    model: Model,
+    samples: Iterable[Mapping[str, Any] | Sequence[Any]],
+    out: str | os.PathLike[str],
+    *,
+    device: str = "torch-cpu",
+    max_error: float | None = None,
+) -> Path:
+    """Learn the scales that FP8 on a GPU needs from ``samples`` of real inputs, and write them to ``out``.
+
+    Each sample is what :meth:`Session.run` takes (a dict of arrays) or what :meth:`Session.run_ragged` takes (a list of
+    sequences); a few hundred sequences are plenty. Layers whose results FP8 would change by more than ``max_error``,
+    relative and root mean square (0.1 for None), are left in bf16; the file can be edited by hand. It computes on
+    ``device`` in float32, without a GPU by default.
+
+    Raises what :func:`load` and :meth:`Session.run` raise.
+    """
+    session = load(model, device=device, precision="fp32", tune=False)
+    from espalier.gpu.calibration import MAX_ERROR, learn
+    from espalier.gpu.program import GpuProgram
+
+    given = list(samples)
+    steps = [step for step in session._steps if isinstance(step, NativeStep)]
+    programs = [step.program for step in steps if isinstance(step.program, GpuProgram)]
+
+    def run() -> None:
+        for sample in given:
+            if isinstance(sample, Mapping):
+                session.run(None, sample)
+            else:
+                session.run_ragged(None, sample)
+
+    learn(programs, run, max_error=MAX_ERROR if max_error is None else max_error).save(out)
+    return Path(os.fspath(out))
 
 
 class Session:

@@ -75,8 +75,8 @@ class Target:
     def _scales(self, segments: Sequence[NativeSegment]) -> Calibration | None:
         if self.calibration is None:
             return None
-        from espalier.gpu.scales import Calibration, fingerprint
+        from espalier.gpu.scales import Calibration, combined, fingerprint
 
         scales = Calibration.load(self.calibration)
-        scales.check(fingerprint(step.graph for step in segments))
+        scales.check(combined(fingerprint(step.graph) for step in segments))
         return scales

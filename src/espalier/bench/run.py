@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.bench.agreement import TOLERANCE, Agreement, compare
+from espalier.bench.agreement import Agreement, compare
 from espalier.bench.feeds import Feeds, input_limits, make_feeds, read_feeds
 from espalier.bench.timing import Timing, interleaved
 from espalier.errors import InputError, UnsupportedModelError
@@ -86,7 +86,10 @@ class BenchmarkResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to measure. ``inputs`` is an ``.npz`` file to use instead of made-up inputs of ``batch`` and ``seq``."""
+    """How to measure. ``inputs`` is an ``.npz`` file to use instead of made-up inputs of ``batch`` and ``seq``.
+
+    ``tolerance`` is the session's own for None; ``device``, ``precision`` and ``calibration`` say where and how to run.
+    """
 
     against: str | None = None
     batch: int = 1
@@ -97,8 +100,11 @@ class Settings:
     warmup: int = 3
     tune: bool = True
     seed: int = 0
-    tolerance: float = TOLERANCE
+    tolerance: float | None = None
     inputs: Path | None = None
+    device: str = "cpu"
+    precision: str | None = None
+    calibration: Path | None = None
 
 
 def benchmark(
@@ -117,7 +123,15 @@ def benchmark(
         raise InputError(f"unknown peer {settings.against!r}; known: {', '.join(PEERS)}")
     stage = on_stage or (lambda _: None)
     stage("loading")
-    session = load(model, threads=settings.threads, tune=settings.tune)
+    session = load(
+        model,
+        threads=settings.threads,
+        tune=settings.tune,
+        device=settings.device,
+        precision=settings.precision,
+        calibration=settings.calibration,
+    )
+    tolerance = session.tolerance if settings.tolerance is None else settings.tolerance
     feeds = _feeds(model, session, settings)
     names = [info.name for info in session.get_outputs()]
     with _peer(model, settings, session.threads) as peer:
@@ -126,11 +140,11 @@ def benchmark(
         runs: dict[str, Callable[[], object]] = {ESPALIER: lambda: session.run(None, feeds.padded)}
         agreement: list[Agreement] = []
         if peer is not None:
-            agreement += compare(names, peer(feeds.padded), ours, mask=feeds.mask, tolerance=settings.tolerance)
+            agreement += compare(names, peer(feeds.padded), ours, mask=feeds.mask, tolerance=tolerance)
             runs[settings.against or ""] = lambda: peer(feeds.padded)
         if settings.ragged:
             sequences = feeds.sequences()
-            agreement += _compare_ragged(names, ours, session.run_ragged(None, sequences), feeds, settings.tolerance)
+            agreement += _compare_ragged(names, ours, session.run_ragged(None, sequences), feeds, tolerance)
             runs[RAGGED] = lambda: session.run_ragged(None, sequences)
         timings: Mapping[str, Timing] = {}
         if all(item.ok for item in agreement):
@@ -138,7 +152,7 @@ def benchmark(
             timings = interleaved(runs, rounds=settings.rounds, warmup=settings.warmup, on_round=on_round)
     return BenchmarkResult(
         model=model.name or str(model),
-        settings=_settings(settings, session, feeds),
+        settings=_settings(settings, session, feeds, tolerance),
         machine=_machine(),
         agreement=tuple(agreement),
         candidates=tuple(Candidate.of(name, timing, feeds) for name, timing in timings.items()),
@@ -209,10 +223,12 @@ def as_onnx(model: Path, folder: Path) -> Path:
     return write(steps[0].graph, folder / "model.onnx")
 
 
-def _settings(settings: Settings, session: Session, feeds: Feeds) -> dict[str, Any]:
+def _settings(settings: Settings, session: Session, feeds: Feeds, tolerance: float) -> dict[str, Any]:
     return {
         **asdict(settings),
         "inputs": None if settings.inputs is None else settings.inputs.name,
+        "calibration": None if settings.calibration is None else settings.calibration.name,
+        "tolerance": tolerance,
         "threads": session.threads,
         "samples": feeds.samples,
         "tokens": feeds.tokens,

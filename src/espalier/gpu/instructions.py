@@ -18,7 +18,7 @@ from espalier.gpu.kernels.eager import EagerKernels, normalise
 from espalier.gpu.weights import Weight, dequantize_int8, quantize_int8
 
 Observer = Callable[[str, torch.Tensor], None]
-"""Told the name of every weight and what it is about to be multiplied by: calibration."""
+"""Told the name of every weight and what it is about to be multiplied by, for calibration."""
 
 
 @dataclass
@@ -132,7 +132,7 @@ class Gemm(Instruction):
         weight = state.weights[self.weight]
         x = (state.quantized if weight.reads_fp8 else state.values)[self.x]
         if state.observer is not None:
-            state.observer(self.weight, x)
+            state.observer(self.weight, x[: int(state.batch.bounds[-1])])  # without what fills up the bucket
         return state.kernels.gemm(x, weight, self.activation, self.form)
 
 

@@ -28,12 +28,14 @@ _ALIGNMENT = 16
 class LayerSpec:
     """Linear layers that become one product: nodes in the order of their rows.
 
-    ``x_scale``: the scale of its e4m3 activations, None where it runs in the compute type.
+    ``x_scale``: the scale of its e4m3 activations, None where it runs in the compute type. ``suits_fp8``: whether it
+    could run in FP8.
     """
 
     nodes: list[Node]
     x: str
     x_scale: float | None = None
+    suits_fp8: bool = False
 
     @property
     def name(self) -> str:
@@ -68,13 +70,6 @@ def lower(graph: Graph, *, dtype: torch.dtype, scales: Mapping[str, float], exac
 def label(node: Node) -> str:
     """What a node is called in reports and calibrations."""
     return node.name or node.outputs[0]
-
-
-def takes_fp8(graph: Graph, node: Node) -> bool:
-    """Whether a node can run in FP8: a linear layer over tokens whose extents suit the tensor cores."""
-    if node.op != "Linear" or len(graph.types[node.inputs[0]].shape or ()) != 3:
-        return False
-    return all(extent % _ALIGNMENT == 0 for extent in graph.constants[node.inputs[1]].shape)
 
 
 class _Lowering:
@@ -246,7 +241,16 @@ class _Lowering:
     _lower_qlinear = _lower_linear
 
     def _layer(self, nodes: list[Node]) -> LayerSpec:
-        spec = LayerSpec(nodes, self._value(nodes[0].inputs[0]), self.scales.get(label(nodes[0])))
+        first, x = nodes[0], self._value(nodes[0].inputs[0])
+        extents = self.graph.constants[first.inputs[1]].shape
+        suits = first.op == "Linear" and self.domains[x] == "token" and not any(n % _ALIGNMENT for n in extents)
+        scale = self.scales.get(label(first))
+        if scale is not None and not suits:
+            raise UnsupportedModelError(
+                f"{label(first)!r} cannot run in FP8: that takes a float layer over tokens, its extents multiples of "
+                f"{_ALIGNMENT}; got {first.op} of {list(extents)}. Take it out of the calibration"
+            )
+        spec = LayerSpec(nodes, x, scale, suits)
         self.result.layers[spec.name] = spec
         return spec
 

@@ -17,10 +17,11 @@ from espalier.gpu.device import CHECKING, choose_precision, find
 from espalier.gpu.instructions import Instruction, Observer, SliceFeatures, State, Store
 from espalier.gpu.kernels.eager import EagerKernels
 from espalier.gpu.lanes import Lanes, Recent
-from espalier.gpu.lower import lower
+from espalier.gpu.lower import LayerSpec, lower
 from espalier.gpu.parameters import Builder, Layer
 from espalier.gpu.runtime import CpuRuntime, CudaRuntime, Runtime
-from espalier.gpu.scales import Calibration
+from espalier.gpu.scales import Calibration, fingerprint
+from espalier.gpu.weights import Weight
 from espalier.ir.graph import Graph
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
@@ -93,6 +94,7 @@ class GpuProgram(PackedProgram):
         self._plumbing = self._lowered.plumbing
         self._tokens_from = token_input(graph, self._plumbing)
         self._builder = Builder(graph, self._lowered, self.found, place, self._dtype)
+        self.fingerprint = fingerprint(graph)
         self._domains = [domain for _, domain in self._plumbing.floats]
         self._float_widths = [int(graph.types[name].shape[-1]) for name, _ in self._plumbing.floats]  # type: ignore[index]
         self._widths = {output.number: output.width for output in self._plumbing.outputs}
@@ -113,6 +115,16 @@ class GpuProgram(PackedProgram):
     def instructions(self) -> list[Instruction]:
         """What a run executes, in order."""
         return self._lowered.instructions
+
+    @property
+    def specs(self) -> dict[str, LayerSpec]:
+        """The linear layers, by the name of their product."""
+        return self._lowered.layers
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Their weights on the device."""
+        return self._builder.weights
 
     def layers(self) -> tuple[Layer, ...]:
         """Every operation: the format of its weight and its zeros where it has one."""

@@ -103,13 +103,17 @@ def _layer(entry: Any) -> LayerScale:
     return layer
 
 
-def fingerprint(graphs: Iterable[Graph]) -> str:
+def fingerprint(graph: Graph) -> str:
     """What tells a model from another and from itself trained further: its linear weights, sampled evenly."""
     digest = hashlib.sha256()
-    for graph in graphs:
-        for node in graph.nodes:
-            if node.op == "Linear":
-                weight = np.asarray(graph.constants[node.inputs[1]], np.float32)
-                digest.update(str(weight.shape).encode())
-                digest.update(np.ascontiguousarray(weight.reshape(-1)[:: max(1, weight.size // _SAMPLE)]).tobytes())
+    for node in graph.nodes:
+        if node.op == "Linear":
+            weight = np.asarray(graph.constants[node.inputs[1]], np.float32)
+            digest.update(str(weight.shape).encode())
+            digest.update(np.ascontiguousarray(weight.reshape(-1)[:: max(1, weight.size // _SAMPLE)]).tobytes())
     return digest.hexdigest()
+
+
+def combined(fingerprints: Iterable[str]) -> str:
+    """That of a model of several parts."""
+    return "-".join(fingerprints)
