@@ -86,3 +86,23 @@ def quick_settings(data: Path, out: Path, **changes: object) -> Settings:
 def settings() -> Callable[..., Settings]:
     """``settings(data, out, **changes)``: see :func:`quick_settings`."""
     return quick_settings
+
+
+@pytest.fixture(scope="session")
+def make_qa_model(
+    tmp_path_factory: pytest.TempPathFactory, save_tokenizer: Callable[[Path], None]
+) -> Callable[..., Path]:
+    """``make_qa_model(known_words=60)``: a tiny random BERT with the head of question answering."""
+    torch = pytest.importorskip("torch", reason="makes the random model")
+    transformers = pytest.importorskip("transformers", reason="makes the random model")
+
+    def make(known_words: int = 60) -> Path:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        torch.manual_seed(0)
+        config = transformers.BertConfig(vocab_size=5 + known_words, max_position_embeddings=384, **sizes)
+        folder = tmp_path_factory.mktemp("qa") / "tiny"
+        transformers.BertForQuestionAnswering(config).save_pretrained(folder)
+        save_tokenizer(folder)
+        return Path(folder)
+
+    return make

@@ -89,6 +89,47 @@ def run(context: click.Context, /, model: Path, **options: Any) -> None:
         context.exit(CHECK_FAILED)
 
 
+@mlperf.command(short_help="Write a submission, and have it checked.")
+@click.argument("results", type=_PATH)
+@click.option("--submitter", required=True, help="Your organisation's name, as a folder's.")
+@click.option("-o", "--output", "out", type=_PATH, required=True, help="The new folder to write.")
+@click.option("--round", type=click.Choice(["v6.1", "v4.1"]), default="v6.1", show_default=True, help="Its layout.")
+@click.option("--division", type=click.Choice(["open", "closed"]), help="[default: the runs']")
+@click.option("--category", type=click.Choice(["edge", "datacenter"]), help="[default: the runs']")
+@click.option("--system", type=_PATH, help="JSON of fields of the system's description that are known better.")
+@click.option("--unmodified", is_flag=True, help="Declare: the weights are the reference model's, quantised at most.")
+@click.option("--draft", is_flag=True, help="Write quick runs too, for a rehearsal.")
+@click.option("--checker", type=_PATH, help="A checkout of mlcommons/inference, whose checker is run over it.")
+@debug_option
+@click.pass_context
+def submit(context: click.Context, /, results: Path, checker: Path | None, **options: Any) -> None:
+    """Write the submission of RESULTS. Exit code 1 when the official checker finds errors."""
+    from espalier.mlperf import submission
+
+    wanted = submission.Submission(**options)
+    tree = submission.submit(results, wanted)
+    show.say(f"wrote {tree}")
+    if checker is not None:
+        good, printed = submission.run_checker(checker, wanted)
+        wrong = [line for line in printed.splitlines() if "ERROR" in line or "SUMMARY" in line]
+        for line in wrong:
+            show.say(line)
+        if not good:
+            context.exit(CHECK_FAILED)
+
+
+@mlperf.command(short_help="HTML, Markdown and JSON of results, side by side.")
+@click.argument("results", type=_PATH, nargs=-1, required=True)
+@click.option("-o", "--output", "out", type=_PATH, help="The folder to write to.  [default: the first of RESULTS]")
+@debug_option
+def report(results: tuple[Path, ...], out: Path | None) -> None:
+    """Write report.html, report.md and report.json of one or more folders of RESULTS. The page opens offline."""
+    from espalier.mlperf.report import report as write
+
+    for path in write(results, out or results[0]):
+        show.say(f"wrote {path}")
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 

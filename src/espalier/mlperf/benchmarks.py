@@ -89,5 +89,5 @@ def scenarios(names: str) -> list[str]:
     wanted = [name.strip().lower() for name in names.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in spelled]
     if unknown or not wanted:
-        raise InputError(f"unknown scenario {', '.join(unknown) or names!r}; known: {', '.join(SCENARIOS)}, all")
+        raise InputError(f"unknown scenario {(unknown or [names])[0]!r}; known: {', '.join(SCENARIOS)}, all")
     return [spelled[name] for name in dict.fromkeys(wanted)]

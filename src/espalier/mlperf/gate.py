@@ -34,8 +34,8 @@ def performance_problems(log: DetailLog, *, audit: bool = False) -> list[str]:
     """Why LoadGen's own log says that a performance run does not count."""
     found = log_errors(log, audit=audit)
     if log["result_validity"] != "VALID":
-        reason = log["result_invalid_reason"] or log["early_stopping_result"] or "it gives no reason"
-        found.append(f"LoadGen: Result is : {log['result_validity'] or 'missing'} ({' '.join(str(reason).split())})")
+        reason = " ".join(str(log["result_invalid_reason"] or "").split()) or log.early_stopping or "no reason given"
+        found.append(f"LoadGen: Result is : {log['result_validity'] or 'missing'} ({reason})")
     return found
 
 

@@ -96,6 +96,12 @@ class DetailLog:
         return None if value is None else float(value)
 
     @property
+    def early_stopping(self) -> str:
+        """What LoadGen's early stopping says about the number of queries, in one line; times are nanoseconds."""
+        points = str(self["early_stopping_result"] or "").split("*")
+        return "; ".join(" ".join(point.split()).rstrip(".") for point in points if point.strip())
+
+    @property
     def peak(self) -> str | None:
         """What LoadGen's search for the peak found, such as ``target_qps: 120``; None when it found none."""
         mark = "Found peak performance field: "
@@ -121,13 +127,14 @@ def read_answers(path: Path) -> Iterator[tuple[int, bytes]]:
 def complete_answers(path: Path, count: int) -> dict[int, np.ndarray]:
     """The answers of an accuracy run over ``count`` samples, as float32 arrays by sample.
 
-    Raises RulesError when a sample is missing or answered twice, or an answer is empty or not finite.
+    LoadGen repeats samples to fill its last query; the first answer to each counts. Raises RulesError when a sample is
+    missing, or an answer is empty or not finite.
     """
     found: dict[int, np.ndarray] = {}
     bad = 0
     for sample, data in read_answers(path):
         if sample in found:
-            raise RulesError(f"sample {sample} was answered twice in the accuracy run; every sample counts once")
+            continue
         found[sample] = np.frombuffer(data, np.float32) if len(data) % 4 == 0 else np.zeros(0, np.float32)
         bad += found[sample].size == 0 or not bool(np.isfinite(found[sample]).all())
     missing = count - len(found)

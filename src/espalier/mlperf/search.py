@@ -9,7 +9,7 @@ from espalier.errors import RulesError
 
 GROWTH = 1.15
 """Factor between rates while there is no interval yet."""
-MOST_TRIALS = 16
+MOST_TRIALS = 20
 
 
 @dataclass

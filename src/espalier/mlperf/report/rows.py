@@ -8,7 +8,7 @@ from typing import Any
 from espalier.mlperf.results import Step, System
 
 UNVERIFIED = "Result not verified by MLCommons Association."
-UNITS = {"SingleStream": "ms (p90)", "MultiStream": "ms (p99)", "Server": "queries/s", "Offline": "samples/s"}
+UNITS = {"SingleStream": "ms, p90", "MultiStream": "ms, p99", "Server": "queries/s", "Offline": "samples/s"}
 
 
 @dataclass(frozen=True)
