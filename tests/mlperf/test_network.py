@@ -95,10 +95,10 @@ def test_every_query_is_answered_by_some_node() -> None:
     engines = [Sums(), Sums(0.002)]
     nodes = [start(engine) for engine in engines]
     loadgen = FakeLoadGen()
-    qdl = QueryDispatch([f"127.0.0.1:{node.port}" for node in nodes], SAMPLES, loadgen)
+    qdl = QueryDispatch([f"127.0.0.1:{node.port}" for node in nodes], None, SAMPLES, loadgen)
     before = [len(engine.seen) for engine in engines]
-    assert qdl.name() == "Network SUT: n, n"
-    qdl.issue(queries(500))
+    assert qdl._dispatch.name == "Network SUT: n, n"
+    qdl._issue(queries(500))
     loadgen.wait(500)
     check(loadgen, 500)
     assert all(len(engine.seen) > start for engine, start in zip(engines, before, strict=True))
@@ -112,8 +112,8 @@ def test_every_query_is_answered_by_some_node() -> None:
 def test_what_a_lost_node_had_is_answered_by_another() -> None:
     nodes = [start(Sums(0.01), limits=Limits(waiting=None, items=4)) for _ in range(2)]
     loadgen = FakeLoadGen()
-    qdl = QueryDispatch([f"127.0.0.1:{node.port}" for node in nodes], SAMPLES, loadgen)
-    qdl.issue(queries(200))
+    qdl = QueryDispatch([f"127.0.0.1:{node.port}" for node in nodes], None, SAMPLES, loadgen)
+    qdl._issue(queries(200))
     loadgen.wait(20)
     for connection in list(nodes[0]._connections):
         connection.close()
@@ -122,9 +122,9 @@ def test_what_a_lost_node_had_is_answered_by_another() -> None:
     assert len(qdl.lost) == 1
     for connection in list(nodes[1]._connections):
         connection.close()
-    qdl.issue([SimpleNamespace(id=1, index=0)])
+    qdl.issue([1], [0])
     loadgen.wait(201)
-    assert qdl.failures == ["no node is left"]
+    assert qdl.failures == ["EngineError: no node is left"]
     qdl.close()
     for node in nodes:
         node.close()
@@ -133,9 +133,9 @@ def test_what_a_lost_node_had_is_answered_by_another() -> None:
 def test_a_failing_query_is_answered_with_nothing() -> None:
     node = start(Sums(), limits=Limits(tokens=10))
     loadgen = FakeLoadGen()
-    qdl = QueryDispatch([f"127.0.0.1:{node.port}"], SAMPLES, loadgen)
+    qdl = QueryDispatch([f"127.0.0.1:{node.port}"], None, SAMPLES, loadgen)
     long = next(i for i in range(len(SAMPLES)) if len(SAMPLES[i].ids) > 10)
-    qdl.issue([SimpleNamespace(id=1, index=long)])
+    qdl.issue([1], [long])
     loadgen.wait(1)
     assert loadgen.answers[1].size == 0
     assert "exceeds the budget" in qdl.failures[0]
@@ -147,21 +147,21 @@ def test_the_token_is_wanted() -> None:
     node = start(Sums(), token="secret")
     address = f"127.0.0.1:{node.port}"
     with pytest.raises(EngineError, match="token"):
-        QueryDispatch([address], SAMPLES, FakeLoadGen())
-    QueryDispatch([address], SAMPLES, FakeLoadGen(), token="secret").close()
+        QueryDispatch([address], None, SAMPLES, FakeLoadGen())
+    QueryDispatch([address], "secret", SAMPLES, FakeLoadGen()).close()
     node.close()
 
 
 def test_addresses_that_are_none() -> None:
     for address in ("nowhere", ":1", "a:b", ""):
         with pytest.raises(InputError, match="HOST:PORT"):
-            QueryDispatch([address], SAMPLES, FakeLoadGen())
+            QueryDispatch([address], None, SAMPLES, FakeLoadGen())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match="cannot listen"):
             Node(Sums(), name="n", host="127.0.0.1", port=port, limits=Limits())
     with pytest.raises(EngineError, match="no node answers"):
-        QueryDispatch([f"127.0.0.1:{port}"], SAMPLES, FakeLoadGen())
+        QueryDispatch([f"127.0.0.1:{port}"], None, SAMPLES, FakeLoadGen())
 
 
 @pytest.mark.parametrize(
@@ -221,15 +221,15 @@ def test_under_loadgen_itself(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
     settings.scenario, settings.mode = loadgen.TestScenario.Server, loadgen.TestMode.PerformanceOnly
     settings.server_target_qps = 200
     settings.min_duration_ms, settings.min_query_count, settings.max_query_count = 100, 50, 50
-    qdl = QueryDispatch([f"127.0.0.1:{node.port}"], SAMPLES, loadgen)
+    qdl = QueryDispatch([f"127.0.0.1:{node.port}"], None, SAMPLES, loadgen)
     log = loadgen.LogSettings()
     log.log_output.outdir = str(tmp_path)
     log.log_output.copy_summary_to_stdout = False
-    handle = loadgen.ConstructQDL(qdl.issue, qdl.flush, qdl.name)
+    handle = qdl.construct(loadgen)
     library = loadgen.ConstructQSL(len(SAMPLES), len(SAMPLES), lambda _: None, lambda _: None)
     loadgen.StartTestWithLogSettings(handle, library, settings, log, str(tmp_path / "audit.config"))
     loadgen.DestroyQSL(library)
-    loadgen.DestroyQDL(handle)
+    qdl.destroy(loadgen, handle)
     qdl.close()
     node.close()
     summary = (tmp_path / "mlperf_log_summary.txt").read_text()

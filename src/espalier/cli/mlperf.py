@@ -61,6 +61,7 @@ def mlperf() -> None:
 )
 @click.option("--qps", "server_qps", type=click.FloatRange(min=0, min_open=True), help="The Server's rate; no search.")
 @click.option("--latency-ms", type=click.FloatRange(min=0, min_open=True), help="The Server's bound.  [default: 130]")
+@click.option("--network", multiple=True, metavar="HOST:PORT", help="A node that runs the model; several may be given.")
 @click.option("--fresh", is_flag=True, help="Measure again what is finished.")
 @debug_option
 @click.pass_context
@@ -128,6 +129,28 @@ def report(results: tuple[Path, ...], out: Path | None) -> None:
 
     for path in write(results, out or results[0]):
         show.say(f"wrote {path}")
+
+
+@mlperf.command(short_help="Be the system under test of a LoadGen on another machine.")
+@click.argument("model", type=_PATH)
+@click.option("--benchmark", default="bert-99", show_default=True, help="bert-99, bert-99.9, embeddings or custom.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Beyond loopback a token is needed.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8010, show_default=True, help="0 takes a free one.")
+@click.option("--token-file", type=_PATH, help="Clients must send this token.  [default: $ESPALIER_TOKEN, if set]")
+@click.option("--insecure", is_flag=True, help="Answer whoever can reach --host, without a token.")
+@click.option("--latency-ms", type=click.FloatRange(min=0, min_open=True), help="Most throughput within this.")
+@click.option("--name", help="The node's name.  [default: the machine's]")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads to run on.  [default: the cores it may use]")
+@click.option("--no-tune", is_flag=True, help="Choose weight formats by the cost model instead of by measurement.")
+@debug_option
+def node(model: Path, **options: Any) -> None:
+    """Run MODEL for `espalier mlperf run --network`, until SIGTERM.
+
+    docs/mlperf-network.md tells what goes over the wire.
+    """
+    from espalier.mlperf.network.serve import serve_node
+
+    serve_node(model, say=show.say, **options)
 
 
 def _names(text: str) -> tuple[str, ...]:

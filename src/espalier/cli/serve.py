@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from espalier._network import TOKEN_VARIABLE, read_token
 from espalier.cli import show
 from espalier.cli.entry import debug_option
 from espalier.errors import ConfigError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _PATH = click.Path(path_type=Path)
 _POSITIVE = click.FloatRange(min=0, min_open=True)
-TOKEN_VARIABLE = "ESPALIER_TOKEN"
 
 
 @click.command(short_help="Serve models over HTTP and gRPC.")
@@ -66,7 +65,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
         host=options["host"],
         http_port=None if options["no_http"] else options["http_port"],
         grpc_port=None if options["no_grpc"] else options["grpc_port"],
-        token=_token(options["token_file"]),
+        token=read_token(options["token_file"]),
         insecure=options["insecure"],
         tls=_tls(Tls, options["tls_cert"], options["tls_key"], options["tls_client_ca"]),
         threads=options["threads"],
@@ -113,12 +112,6 @@ def _say(server: Server) -> None:
         places.append(f"gRPC at {server.config.host}:{server.grpc_port}")
     names = ", ".join(model.name for model in server.service.models) or "no model yet"
     show.say(f"serving {names}: {' and '.join(places)}")
-
-
-def _token(file: Path | None) -> str | None:
-    if file is not None:
-        return file.read_text(encoding="utf-8").strip()
-    return os.environ.get(TOKEN_VARIABLE) or None
 
 
 def _tls(kind: Any, certificate: Path | None, key: Path | None, client_ca: Path | None) -> Any:

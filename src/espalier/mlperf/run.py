@@ -43,6 +43,7 @@ class Settings:
     """What to measure. ``quick``: seconds of a performance run instead of the rules' 600, None for those.
 
     ``padding`` and ``batch`` are for engines that need them; ``server_qps`` skips the search for the Server's rate.
+    ``network``: addresses of nodes (``espalier mlperf node``) that run the model in place of this machine.
     ``python``: the interpreter of another environment, for its engine. ``audits``: compliance tests to run too.
     """
 
@@ -67,6 +68,7 @@ class Settings:
     fresh: bool = False
     division: str = "open"
     category: str = "edge"
+    network: tuple[str, ...] = ()
     round: str = "v6.1"
 
     def __post_init__(self) -> None:
@@ -155,6 +157,7 @@ class Runner:
                 "round": settings.round,
                 "quick": settings.quick,
                 "latency_ms": settings.latency_ms,
+                **({"network": list(settings.network)} if settings.network else {}),
             },
             "title": self.benchmark.title,
             "official": self.benchmark.official,
@@ -199,6 +202,7 @@ class Runner:
             user_conf=str(path.resolve()),
             seeds=dict(self.round.seeds),
             limits=self._limits(scenario),
+            network=list(self.settings.network),
         )
 
     def _limits(self, scenario: str) -> dict[str, Any]:

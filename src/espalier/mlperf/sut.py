@@ -5,6 +5,7 @@ Nothing is cached, and nothing depends on which sample a query asks for beyond t
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -22,12 +23,14 @@ MOST_RECORDS = 4_000_000
 """Queries whose times are kept: enough for any real engine; only the empty one has more."""
 
 
+_NOTHING = np.zeros(0, np.float32)
+
+
 class SystemUnderTest(ABC):
     """Answers queries. ``failures`` says what went wrong with samples; they are answered with nothing."""
 
-    def __init__(self, engine: Engine, samples: Samples, loadgen: Any) -> None:
+    def __init__(self, samples: Samples, loadgen: Any) -> None:
         self.failures: list[str] = []
-        self._engine = engine
         self._samples = samples
         self._response = loadgen.QuerySampleResponse
         self._complete = loadgen.QuerySamplesComplete
@@ -42,6 +45,14 @@ class SystemUnderTest(ABC):
     def close(self) -> None:
         """End the threads, when everything is answered."""
 
+    def construct(self, loadgen: Any) -> Any:
+        """Make it known to LoadGen; returns LoadGen's handle."""
+        return loadgen.ConstructFastSUT(self.issue, self.flush)
+
+    def destroy(self, loadgen: Any, handle: Any) -> None:
+        """The opposite of :meth:`construct`."""
+        loadgen.DestroyFastSUT(handle)
+
     def flush(self) -> None:
         """LoadGen's other callback: no more queries for now."""
         return  # nothing is ever held back here
@@ -52,15 +63,13 @@ class SystemUnderTest(ABC):
 
     def _answer(self, ids: Sequence[int], answers: Sequence[Any], issued: Sequence[float]) -> None:
         """Hand answers to LoadGen, which copies what it keeps of them before this returns."""
-        make = self._response
-        responses = []
-        for number, answer in zip(ids, answers, strict=True):
-            if isinstance(answer, Exception):
-                self.failures.append(f"{type(answer).__name__}: {answer}")
-                responses.append(make(number, 0, 0))
-            else:
-                responses.append(make(number, answer.__array_interface__["data"][0], answer.nbytes))
-        self._complete(responses)
+        self.failures += [f"{type(a).__name__}: {a}" for a in answers if isinstance(a, Exception)]
+        arrays = [_NOTHING if isinstance(a, Exception) else a.ravel() for a in answers]
+        # One block, because asking every array for its address costs more than copying it.
+        block = np.concatenate(arrays)
+        sizes = [a.nbytes for a in arrays]
+        places = itertools.accumulate(sizes, initial=block.ctypes.data)
+        self._complete(list(map(self._response, ids, places, sizes)))
         if len(self._done) < MOST_RECORDS:
             self._done.extend([time.perf_counter()] * len(issued))
             self._issued.extend(issued)
@@ -68,6 +77,10 @@ class SystemUnderTest(ABC):
 
 class Direct(SystemUnderTest):
     """Runs each query at once in LoadGen's thread, all its samples together: there is never more than one."""
+
+    def __init__(self, engine: Engine, samples: Samples, loadgen: Any) -> None:
+        super().__init__(samples, loadgen)
+        self._engine = engine
 
     def issue(self, ids: list[int], indices: list[int]) -> None:
         start = time.perf_counter()
@@ -96,19 +109,19 @@ class Scheduled(SystemUnderTest):
         by_length: bool = False,
     ) -> None:
         """``by_length`` puts the samples of one query in order of their lengths, for engines that pad."""
-        super().__init__(engine, samples, loadgen)
+        super().__init__(samples, loadgen)
         self._by_length = by_length
         self._lock = threading.Lock()
         self._lengths = samples.lengths.tolist()
         self._scheduler = Scheduler(lambda _, batch: engine.run(batch), self._finish, limits, workers=workers)
 
     def issue(self, ids: list[int], indices: list[int]) -> None:
-        pairs = list(zip(ids, indices, strict=True))
-        if self._by_length:
-            pairs.sort(key=lambda pair: self._lengths[pair[1]])
         now = time.perf_counter()
         samples, lengths = self._samples, self._lengths
-        self._scheduler.submit(*[Item(samples[i], lengths[i], (number, now)) for number, i in pairs])
+        items = [Item(samples[i], lengths[i], (number, now)) for number, i in zip(ids, indices, strict=True)]
+        if self._by_length:
+            items.sort(key=lambda item: item.tokens)
+        self._scheduler.submit(*items)
 
     def close(self) -> None:
         self._scheduler.close()

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from espalier._network import read_token
 from espalier.errors import EspalierError, RulesError
-from espalier.mlperf.engines import Engine, EngineSettings, open_engine
+from espalier.mlperf.engines import EngineSettings, open_engine
 from espalier.mlperf.features import Samples
 from espalier.mlperf.loadgen import import_loadgen
 from espalier.mlperf.sut import Direct, Scheduled, SystemUnderTest
@@ -39,7 +40,8 @@ class Job:
     """Everything a run depends on. Paths are absolute.
 
     ``mode``: performance, accuracy, find-peak, or probe, which times the engine for ``probe_s`` seconds without
-    LoadGen. ``audit``: lines of an audit.config. ``seeds``: those of the round.
+    LoadGen. ``network``: addresses of nodes that run in the engine's place. ``audit``: lines of an audit.config.
+    ``seeds``: those of the round.
     """
 
     engine: str
@@ -57,6 +59,7 @@ class Job:
     limits: dict[str, Any] = field(default_factory=dict)
     workers: int = 1
     probe_s: float = 8.0
+    network: list[str] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write as JSON."""
@@ -72,7 +75,7 @@ def main(arguments: list[str]) -> int:
     try:
         samples = Samples.load(Path(job.samples))
         start = time.perf_counter()
-        engine = open_engine(job.engine, Path(job.model), PIPELINES[job.library], EngineSettings(**job.settings))
+        engine = _open(job)
         report["load_s"] = time.perf_counter() - start
         report["versions"] = {job.engine: engine.version, "python": sys.version.split()[0], "numpy": np.__version__}
         if job.mode == "probe":
@@ -88,6 +91,15 @@ def main(arguments: list[str]) -> int:
     return 0 if report["ok"] else 1
 
 
+def _open(job: Job) -> Any:
+    """The engine, or the nodes in its place."""
+    if job.network:
+        from espalier.mlperf.network.qdl import RemoteEngine
+
+        return RemoteEngine(job.network, read_token(None))
+    return open_engine(job.engine, Path(job.model), PIPELINES[job.library], EngineSettings(**job.settings))
+
+
 def _die_with_parent() -> None:
     """A run that nobody waits for would only disturb the next one. Linux only; elsewhere the parent sees to it."""
     if sys.platform == "linux":
@@ -95,8 +107,12 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL))
 
 
-def make_sut(engine: Engine, samples: Samples, job: Job, loadgen: Any) -> SystemUnderTest:
+def make_sut(engine: Any, samples: Samples, job: Job, loadgen: Any) -> SystemUnderTest:
     """The system under test that suits the scenario."""
+    if job.network:
+        from espalier.mlperf.network.qdl import QueryDispatch
+
+        return QueryDispatch(job.network, read_token(None), samples, loadgen)
     if job.scenario.endswith("Stream"):
         return Direct(engine, samples, loadgen)
     return Scheduled(
@@ -109,7 +125,7 @@ def make_sut(engine: Engine, samples: Samples, job: Job, loadgen: Any) -> System
     )
 
 
-def run(engine: Engine, samples: Samples, job: Job) -> dict[str, Any]:
+def run(engine: Any, samples: Samples, job: Job) -> dict[str, Any]:
     """Let LoadGen run its test. Returns what the report says of it."""
     loadgen = import_loadgen()
     out = Path(job.out)
@@ -125,7 +141,7 @@ def run(engine: Engine, samples: Samples, job: Job) -> dict[str, Any]:
     if job.audit:
         audit.write_text(job.audit, encoding="utf-8")
     sut = make_sut(engine, samples, job, loadgen)
-    handle = loadgen.ConstructFastSUT(sut.issue, sut.flush)
+    handle = sut.construct(loadgen)
     library = loadgen.ConstructQSL(len(samples), len(samples), lambda _: None, lambda _: None)
     engine.run([samples[i] for i in range(min(4, len(samples)))])  # warm
     energy, start = Energy(), time.perf_counter()
@@ -134,7 +150,7 @@ def run(engine: Engine, samples: Samples, job: Job) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     sut.close()
     loadgen.DestroyQSL(library)
-    loadgen.DestroyFastSUT(handle)
+    sut.destroy(loadgen, handle)
     np.save(out / TIMES, sut.times())
     return {
         "failures": sut.failures[:20],
@@ -153,7 +169,7 @@ def _log_settings(loadgen: Any, out: Path) -> Any:
     return settings
 
 
-def probe(engine: Engine, samples: Samples, job: Job) -> dict[str, Any]:
+def probe(engine: Any, samples: Samples, job: Job) -> dict[str, Any]:
     """Seconds of queries of 1 and of 8 samples (median, 90th percentile), and samples per second in large batches."""
     order = np.random.default_rng(0).permutation(len(samples))
     found: dict[str, Any] = {}
@@ -166,7 +182,7 @@ def probe(engine: Engine, samples: Samples, job: Job) -> dict[str, Any]:
     return found
 
 
-def _timed(engine: Engine, samples: Samples, order: np.ndarray, size: int, seconds: float) -> list[float]:
+def _timed(engine: Any, samples: Samples, order: np.ndarray, size: int, seconds: float) -> list[float]:
     times: list[float] = []
     at = 0
     end = time.perf_counter() + seconds

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from espalier._network import is_loopback
 from espalier.errors import ConfigError
 from espalier.scheduler import Limits
 
@@ -78,13 +78,3 @@ class ServerConfig:
             )
         if self.load_from is not None and not self.load_from.is_dir():
             raise ConfigError(f"{self.load_from}: no such folder; expected one that holds the models to load by name")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -14,18 +14,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from espalier.cluster.routing import Node, Router
+from espalier.data import Feature
 from espalier.errors import DataError, EngineError, InputError
 from espalier.mlperf.features import Samples
 from espalier.mlperf.network import wire
+from espalier.mlperf.sut import SystemUnderTest
 
 PREFIX = "Network SUT"
 CONNECTIONS = 2
 """To each node."""
+_LOST = 0
 _RECEIVE = 1 << 18
 _TIMEOUT_S = 10.0
 _WINDOW_S = 0.5
@@ -33,17 +37,21 @@ _WINDOW_S = 0.5
 
 
 class Remote:
-    """A node, and the connections to it. Raises EngineError when it cannot be reached."""
+    """A node, and the connections to it from :meth:`open` on. Raises EngineError when it cannot be reached."""
 
     def __init__(self, address: str, token: str | None, on_answers: Callable[[Remote, list[Any]], None]) -> None:
         self.address = address
         self._token = token or ""
         self._on_answers = on_answers
-        self._links = [_Link(self, _connect(address, self._token)) for _ in range(CONNECTIONS)]
+        self._links: list[_Link] = []
         self._turn = 0
         found = self._describe()
         self.name = str(found["name"])
         self.node = Node(address, float(found["tokens_per_s"]))
+
+    def open(self) -> None:
+        """Connect. Raises EngineError."""
+        self._links = [_Link(self, _connect(self.address, self._token)) for _ in range(CONNECTIONS)]
 
     def send(self, data: bytes) -> None:
         """Send a query over one of the connections."""
@@ -61,7 +69,7 @@ class Remote:
 
     def lost(self, why: str) -> None:
         """A connection has ended."""
-        self._on_answers(self, [(0, memoryview(why.encode()))])
+        self._on_answers(self, [(_LOST, memoryview(why.encode()))])
 
     def close(self) -> None:
         """Hang up."""
@@ -123,110 +131,176 @@ class _Link:
             self._remote.lost(f"{self._remote.address}: {why}")
 
 
-class QueryDispatch:
-    """Sends LoadGen's queries to nodes and hands their answers back, in LoadGen's form.
+@dataclass(frozen=True, slots=True)
+class _Query:
+    number: int
+    feature: Feature
+    issued: float
 
-    ``failures`` says what went wrong with queries, which are answered with nothing; ``lost`` which nodes went away,
-    whose queries others answered. Raises EngineError when a node cannot be reached, InputError for what is no address.
+
+Finish = Callable[[list[int], list[Any], list[float]], None]
+"""Told ids, answers (float32 ``[]``, or an exception) and when each was sent for."""
+
+
+class Dispatch:
+    """Sends sequences to nodes and hands their answers to ``finish``, from the connections' threads.
+
+    ``lost`` says which nodes went away; others answer what those had. Raises EngineError when a node cannot be
+    reached, InputError for what is no address.
     """
 
-    def __init__(self, addresses: Sequence[str], samples: Samples, loadgen: Any, *, token: str | None = None) -> None:
-        self.failures: list[str] = []
+    def __init__(self, addresses: Sequence[str], token: str | None, finish: Finish) -> None:
         self.lost: list[str] = []
-        self._samples = samples
-        self._lengths = samples.lengths.tolist()
-        self._response = loadgen.QuerySampleResponse
-        self._complete = loadgen.QuerySamplesComplete
+        self._finish = finish
         self._lock = threading.Lock()
-        self._kept: deque[tuple[int, int]] = deque()
-        self._under_way: dict[int, tuple[Remote, int, float]] = {}
-        self._issued: list[float] = []
-        self._done: list[float] = []
-        self._remotes = [Remote(address, token, self._answered) for address in addresses]
-        self._by_node = {id(remote.node): remote for remote in self._remotes}
-        self._router = Router([remote.node for remote in self._remotes], window=_WINDOW_S)
+        self._kept: deque[_Query] = deque()
+        self._under_way: dict[int, tuple[Remote, _Query]] = {}
+        remotes = [Remote(address, token, self._answered) for address in addresses]
+        self._remotes = {id(remote.node): remote for remote in remotes}
+        self._router = Router([remote.node for remote in remotes], window=_WINDOW_S)
+        for remote in remotes:
+            remote.open()
 
+    @property
     def name(self) -> str:
-        """The system's name, which every node is asked for."""
-        return f"{PREFIX}: {', '.join(remote.ask_name() for remote in self._remotes)}"
+        """The system's name, which every node is asked for now."""
+        return f"{PREFIX}: {', '.join(remote.ask_name() for remote in self._remotes.values())}"
 
-    def issue(self, queries: Sequence[Any]) -> None:
-        """LoadGen's callback."""
+    def send(self, numbers: Sequence[int], features: Sequence[Feature]) -> None:
+        """Send sequences, each under its id."""
+        now = time.perf_counter()
         with self._lock:
-            self._kept.extend((query.id, query.index) for query in queries)
-            self._dispatch()
-
-    def flush(self) -> None:
-        """LoadGen's other callback; nothing is ever held back."""
-        return
-
-    def times(self) -> np.ndarray:
-        """float64 ``[queries, 2]``: seconds at which queries were sent to a node and answered."""
-        return np.stack([np.array(self._issued), np.array(self._done)], axis=1)
+            self._kept.extend(_Query(n, feature, now) for n, feature in zip(numbers, features, strict=True))
+            given_up = self._pass_on()
+        self._give_up(given_up)
 
     def close(self) -> None:
         """Hang up everywhere."""
-        for remote in self._remotes:
+        for remote in self._remotes.values():
             remote.close()
 
-    def _dispatch(self) -> None:
+    def _pass_on(self) -> list[_Query]:
+        """Send what nodes have room for. Returns what no node is left for."""
         while self._kept:
-            number, sample = self._kept[0]
-            now = time.perf_counter()
-            node = self._router.route(self._lengths[sample], now)
+            one = self._kept[0]
+            node = self._router.route(len(one.feature.ids), time.perf_counter())
             if node is None:
-                if all(other.down for other in self._router.nodes):
-                    self._fail_everything()
-                return
+                break
             self._kept.popleft()
-            remote = self._by_node[id(node)]
-            self._under_way[number] = (remote, sample, now)
-            remote.send(wire.query(number, self._samples[sample]))
+            remote = self._remotes[id(node)]
+            self._under_way[one.number] = (remote, one)
+            remote.send(wire.query(one.number, one.feature))
+        if not all(node.down for node in self._router.nodes):
+            return []
+        given_up = list(self._kept)
+        self._kept.clear()
+        return given_up
+
+    def _give_up(self, queries: list[_Query]) -> None:
+        if queries:  # whoever waits for them would wait for ever
+            errors = [EngineError("no node is left") for _ in queries]
+            self._finish([one.number for one in queries], errors, [one.issued for one in queries])
 
     def _answered(self, remote: Remote, frames: list[tuple[int, memoryview]]) -> None:
-        """Called by the connections' threads. Kind 0 says that the node is lost."""
-        responses: list[Any] = []
-        arrays: list[np.ndarray] = []  # alive until LoadGen has copied them
+        """Called by the connections' threads; kind 0 says that the node is lost."""
+        done: list[_Query] = []
+        answers: list[Any] = []
         with self._lock:
             now = time.perf_counter()
             for kind, payload in frames:
-                if kind == 0:
-                    self._lost(remote, bytes(payload).decode())
+                if kind == _LOST:
+                    self._forget(remote, bytes(payload).decode())
                     continue
                 number, rest = wire.read_answer(payload)
                 known = self._under_way.pop(number, None)
                 if known is None:
                     continue  # answered already, by another node
-                known[0].node.answered(self._lengths[known[1]], now)
-                self._issued.append(known[2])
-                self._done.append(now)
-                if kind == wire.FAILED:
-                    self.failures.append(bytes(rest).decode())
-                    rest = memoryview(b"")
-                arrays.append(np.frombuffer(rest, np.uint8))
-                responses.append(self._response(number, arrays[-1].__array_interface__["data"][0], len(rest)))
-            self._dispatch()
-        if responses:
-            self._complete(responses)
+                known[0].node.answered(len(known[1].feature.ids), now)
+                done.append(known[1])
+                bad = kind == wire.FAILED
+                answers.append(EngineError(bytes(rest).decode()) if bad else np.frombuffer(rest, "<f4"))
+            given_up = self._pass_on()
+        if done:
+            self._finish([one.number for one in done], answers, [one.issued for one in done])
+        self._give_up(given_up)
 
-    def _lost(self, remote: Remote, why: str) -> None:
+    def _forget(self, remote: Remote, why: str) -> None:
         """A node is gone: what it had goes to the others; inference may be repeated."""
         if remote.node.down:
             return
         remote.node.down = True
         remote.node.lost()
         self.lost.append(why)
-        again = [(number, sample) for number, (other, sample, _) in self._under_way.items() if other is remote]
-        for number, _ in again:
-            del self._under_way[number]
+        again = [one for other, one in self._under_way.values() if other is remote]
+        for one in again:
+            del self._under_way[one.number]
         self._kept.extendleft(reversed(again))
 
-    def _fail_everything(self) -> None:
-        """No node is left: LoadGen is told, or it would wait for ever."""
-        numbers = [number for number, _ in self._kept]
-        self._kept.clear()
-        self.failures += ["no node is left"] * len(numbers)
-        self._complete([self._response(number, 0, 0) for number in numbers])
+
+class RemoteEngine:
+    """Nodes as an engine: :meth:`run` sends sequences and waits for the answers. For probes, not for LoadGen."""
+
+    version = "over the network"
+
+    def __init__(self, addresses: Sequence[str], token: str | None) -> None:
+        self._answers: dict[int, Any] = {}
+        self._arrived = threading.Condition()
+        self._dispatch = Dispatch(addresses, token, self._finish)
+
+    def run(self, features: Sequence[Feature]) -> list[np.ndarray]:
+        """The answer to each sequence. Raises EngineError."""
+        with self._arrived:
+            self._answers.clear()
+        self._dispatch.send(range(len(features)), features)
+        with self._arrived:
+            self._arrived.wait_for(lambda: len(self._answers) == len(features))
+            found = [self._answers[number] for number in range(len(features))]
+        for answer in found:
+            if isinstance(answer, Exception):
+                raise answer
+        return found
+
+    def close(self) -> None:
+        """Hang up."""
+        self._dispatch.close()
+
+    def _finish(self, numbers: list[int], answers: list[Any], issued: list[float]) -> None:
+        with self._arrived:
+            self._answers.update(zip(numbers, answers, strict=True))
+            self._arrived.notify_all()
+
+
+class QueryDispatch(SystemUnderTest):
+    """LoadGen's callbacks over a :class:`Dispatch`."""
+
+    def __init__(self, addresses: Sequence[str], token: str | None, samples: Samples, loadgen: Any) -> None:
+        super().__init__(samples, loadgen)
+        self._lock = threading.Lock()
+        self._dispatch = Dispatch(addresses, token, self._finish)
+
+    def construct(self, loadgen: Any) -> Any:
+        return loadgen.ConstructQDL(self._issue, self.flush, lambda: self._dispatch.name)
+
+    def destroy(self, loadgen: Any, handle: Any) -> None:
+        loadgen.DestroyQDL(handle)
+
+    @property
+    def lost(self) -> list[str]:
+        """The nodes that went away, and why."""
+        return self._dispatch.lost
+
+    def issue(self, ids: list[int], indices: list[int]) -> None:
+        self._dispatch.send(ids, [self._samples[i] for i in indices])
+
+    def close(self) -> None:
+        self._dispatch.close()
+
+    def _issue(self, queries: Sequence[Any]) -> None:
+        self.issue([query.id for query in queries], [query.index for query in queries])
+
+    def _finish(self, numbers: list[int], answers: list[Any], issued: list[float]) -> None:
+        with self._lock:
+            self._answer(numbers, answers, issued)
 
 
 def _connect(address: str, token: str) -> socket.socket:

@@ -1,0 +1,1 @@
+"""Many machines that answer as one: the router's policy, and serving on Ray."""

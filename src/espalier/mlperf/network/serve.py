@@ -1,0 +1,48 @@
+"""``espalier mlperf node``: a node from the command line."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from espalier._cpu import usable_cores
+from espalier._network import is_loopback, read_token
+from espalier.errors import ConfigError
+from espalier.mlperf.benchmarks import find
+from espalier.mlperf.engines import EngineSettings, Espalier
+from espalier.mlperf.library import LIBRARIES
+from espalier.mlperf.network.node import Node
+from espalier.scheduler import Limits
+
+
+def serve_node(
+    model: Path, *, benchmark: str, host: str, port: int, token_file: Path | None, insecure: bool,
+    latency_ms: float | None, name: str | None, threads: int | None, no_tune: bool, say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Load ``model``, say where the node listens, and answer until SIGTERM or SIGINT.
+
+    Raises ConfigError for an address others can reach without a token, and what loading raises.
+    """
+    token = read_token(token_file)
+    if not (is_loopback(host) or token or insecure):
+        raise ConfigError(
+            f"--host {host} can be reached from other machines: give a token (--token-file, or ESPALIER_TOKEN), or "
+            "--insecure if everyone may use it"
+        )
+    library = LIBRARIES[find(benchmark).library]
+    settings = EngineSettings(
+        threads=threads or usable_cores(), padding="none", batch=1, max_length=library.max_length, tune=not no_tune
+    )
+    engine = Espalier(model, library.pipeline, settings)
+    limits = Limits(waiting=None, latency=None if latency_ms is None else latency_ms / 1e3)
+    own = name or socket.gethostname()
+    node = Node(engine, name=own, host=host, port=port, limits=limits, token=token)
+    stop = threading.Event()
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(kind, lambda *_: stop.set())
+    say(f"node {own} listens on {host}:{node.port}")
+    stop.wait()
+    node.close()
