@@ -23,6 +23,7 @@ fi
     "protobuf==7.36.2" \
     "pydantic==2.14.3" \
     "onnxruntime==1.32.0" \
+    "mlcommons-loadgen>=6.0.17" \
     "openvino==2026.4.1"
 
 NM_DISABLE_ANALYTICS=1 "$folder/bin/python" - <<'END'
