@@ -76,6 +76,23 @@ def test_options_come_before_the_recipe_and_that_before_the_task(tmp_path: Path)
     assert dense.recovery.logits == 0
 
 
+def test_quantisation_on_the_command_line(tmp_path: Path) -> None:
+    config = make_config(options(quantize="int8", keep_float=("output", "query")))
+    assert config.quantization is not None
+    assert config.quantization.keep_float == ("output", "query")
+    assert config.quantization.activations == "auto"
+    assert config.keeps_zeros
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('sparsity = 0.8\n[quantization]\nrange = "minmax"\n')
+    both = make_config(options(recipe=recipe, activations="static")).quantization
+    assert both is not None
+    assert (both.range, both.activations) == ("minmax", "static")
+    # Labels and the float model teach a quantised network.
+    assert make_config({"task": "classification", "quantize": "int8"}).recovery.logits == 1
+    with pytest.raises(InputError, match="add --quantize int8"):
+        make_config(options(activations="static"))
+
+
 def test_recipes_that_are_wrong(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("sparsty = 0.9\n")
     with pytest.raises(ConfigError, match="did you mean 'sparsity'"):

@@ -160,6 +160,34 @@ def test_min_and_max_are_of_all_inputs() -> None:
     assert range_of("minmax", inputs, 99) == (inputs.low, inputs.high)
 
 
+def test_no_value_is_overlooked() -> None:
+    """Outliers of one feature, and of one place in every sequence, whatever the numbers of either are."""
+    torch.manual_seed(0)
+    x = torch.randn(4096, 384)
+    x[31::32, 3] = 60  # [SEP] of sequences of 32 tokens
+    inputs = seen(x, x)
+    assert inputs.counts.sum() == 2 * x.numel()
+    assert range_of("mse", inputs, 99)[1] > 50
+    assert 0.5 < float((inputs.sample[:, 3] == 60).float().mean()) * 32 < 2
+
+
+def test_a_histogram_grows_with_what_it_meets() -> None:
+    torch.manual_seed(0)
+    batches = [torch.randn(500, 8) * size for size in (0.1, 30.0, 1.0)]
+    inputs = seen(torch.zeros(3, 8), *batches)
+    values = torch.cat(batches).flatten().numpy()
+    assert inputs.counts.sum() == len(values) + 24
+    assert inputs.reach >= np.abs(values).max()
+    width = 2 * inputs.reach / len(inputs.counts)
+    for at in (1.0, 20.0):
+        below = inputs.counts[inputs.middles < at].sum() - 24
+        assert (values < at - width).sum() <= below <= (values < at + width).sum()
+    exact = ((round_static(torch.tensor(values), *parameters(-60.0, 60.0)).numpy() - values) ** 2).mean()
+    low, high = range_of("mse", inputs, 99)
+    found = ((round_static(torch.tensor(values), *parameters(low, high)).numpy() - values) ** 2).mean()
+    assert found < exact
+
+
 @pytest.mark.parametrize("method", ["percentile", "mse", "entropy"])
 def test_an_outlier_is_cut_off_where_that_pays(method: str) -> None:
     torch.manual_seed(0)
