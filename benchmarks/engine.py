@@ -5,7 +5,8 @@
     python benchmarks/engine.py --only 'unstructured-90/*' --only costs --engines onnxruntime,espalier
     python benchmarks/engine.py --list
 
-ONNX Runtime always runs the dense model, in the same process as Espalier; the others run the row's model. DeepSparse
+ONNX Runtime always runs the dense float32 model, in the same process as Espalier, and quantised models as well; the
+others run the row's model. DeepSparse
 and OpenVINO live in their own environment (`sh benchmarks/peers.sh`) and are left out, with a message, where there is
 none.
 """
@@ -43,10 +44,12 @@ PEERS = HERE.parent / ".peers" / "bin" / "python"
 DATA = HERE.parent.parent / "shared" / "data" / "squad"
 BASELINE = "onnxruntime"
 SORTED = "onnxruntime-sorted"
+SAME = "onnxruntime-int8"
+"""ONNX Runtime on the row's own model, where that is a quantised one."""
 IN_PEERS = ("deepsparse", "openvino")
 COMPILES_SHAPES = IN_PEERS
 ENGINES = (BASELINE, "espalier", *IN_PEERS)
-SQUAD_MODELS = ("dense", "unstructured-90", "unstructured-95", "4x1-90", "1x4-90")
+SQUAD_MODELS = ("dense", "unstructured-90", "unstructured-95", "4x1-90", "1x4-90", "1x4-90-int8")
 QUICK_MODELS = ("dense", "unstructured-90", "4x1-90")
 # ONNX Runtime needs half a minute for each pass over SQuAD's sample.
 ROUNDS, LONG_ROUNDS, QUICK_ROUNDS = 7, 3, 2
@@ -178,7 +181,8 @@ class Bench:
         """Engines for this row; the sorted baseline is added where a data set is cut into batches."""
         everywhere = case.peers or self.options.all_peers
         names = [e for e in self.engines if e not in IN_PEERS or (everywhere and case.model != MINILM)]
-        return [*names, SORTED] if case.ragged and BASELINE in names else names
+        names += [SORTED] if case.ragged and BASELINE in names else []
+        return [*names, SAME] if "int8" in case.model and BASELINE in names else names
 
     def finished(self, job: Case | Cost) -> bool:
         """An earlier run measured this, undisturbed, with every engine that this run has."""
@@ -208,14 +212,17 @@ class Bench:
             baseline = name in (BASELINE, SORTED)
             model = "dense" if baseline and case.model != MINILM else case.model
             try:
-                engine = self.engine(BASELINE if baseline else name, model, case.extent, slot=name)
+                kind = BASELINE if baseline or name == SAME else name
+                engine = self.engine(kind, model, case.extent, slot=name)
                 if baseline:  # it is what the others are held to, and runs the dense model
                     engine.set_calls(works[name].calls, False)
                     engine.outputs()
                 else:
                     agreements[name] = measure.check(case, works[name], engine, reference)
                     if not agreements[name].good:
-                        raise ValueError(f"outputs differ by {agreements[name].relative:.2e} > {measure.TOLERANCE:.0e}")
+                        raise ValueError(
+                            f"outputs differ by {agreements[name].relative:.2e} > {agreements[name].tolerance:.0e}"
+                        )
             except Exception as error:  # noqa: BLE001 - one engine's failure is a result, and must not end the others' run
                 entries[name] = {"error": f"{type(error).__name__}: {error}"}
                 self.console.print(f"[red]{case.id}: {name}:[/] {entries[name]['error']}")
@@ -262,6 +269,7 @@ class Bench:
             "model": case.model,
             "pattern": chosen.pattern if chosen and chosen.sparsity else "dense",
             "sparsity": chosen.sparsity if chosen else 0.0,
+            "quantized": chosen.quantized if chosen else "",
             "shape": case.shape,
             "batch": case.extent[0],
             "sequence": case.extent[1],

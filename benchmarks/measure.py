@@ -14,6 +14,10 @@ from cases import MINILM, Arrays, Case, Work, restore, work
 
 TOLERANCE = 2e-4
 """Largest difference from ONNX Runtime on the same model, relative to the larger of 1 and the largest output."""
+TOLERANCE_INT8 = 0.15
+"""For quantised models: root mean square of the differences over that of the outputs. Sums that differ in their last
+bit round to neighbouring integers, and twelve layers of random weights make much of it: ONNX Runtime with and without
+its optimisations differs from itself by 0.02 to 0.03, and from the float32 model by 0.08. A wrong scale is off by 1."""
 SETTLE = 0.05
 """Seconds between turns: some engines' threads spin for a while after a call, on cores that the next one needs."""
 TURN = 0.3
@@ -36,10 +40,11 @@ class Agreement:
     relative: float
     embeddings: float | None = None
     """Largest absolute difference of mean-pooled, normalised embeddings, for embedding models."""
+    tolerance: float = TOLERANCE
 
     @property
     def good(self) -> bool:
-        return self.relative <= TOLERANCE
+        return self.relative <= self.tolerance
 
 
 def compare(case: Case, reference: list[Arrays], found: list[Arrays]) -> Agreement:
@@ -53,7 +58,16 @@ def compare(case: Case, reference: list[Arrays], found: list[Arrays]) -> Agreeme
         return Agreement(relative=_relative(reference, found, common) if common else worst, embeddings=worst)
     if set(reference[0]) - set(found[0]):
         raise ValueError(f"outputs {sorted(found[0])}, expected {sorted(reference[0])}")
+    if "int8" in case.model:
+        return Agreement(relative=_root_mean_square(reference, found), tolerance=TOLERANCE_INT8)
     return Agreement(relative=_relative(reference, found, set(reference[0])))
+
+
+def _root_mean_square(reference: list[Arrays], found: list[Arrays]) -> float:
+    wanted, got = (
+        np.concatenate([one[name].ravel() for one in side for name in reference[0]]) for side in (reference, found)
+    )
+    return float(np.sqrt(np.mean((got - wanted) ** 2) / np.mean(wanted**2)))
 
 
 def _relative(reference: list[Arrays], found: list[Arrays], names: set[str]) -> float:

@@ -40,31 +40,44 @@ Feed = dict[str, NDArray[np.int64]]
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One model: how much of the encoder's linear weights is zero, and in which pattern."""
+    """One model: how much of the encoder's linear weights is zero, in which pattern, and how they are quantised."""
 
     pattern: str
     sparsity: float
+    quantized: str = ""
+    """`int8` (static activations, as Q and DQ), `int8-dynamic`, or "" for float32."""
 
     @property
     def name(self) -> str:
+        return self.float_name + (f"-{self.quantized}" if self.quantized else "")
+
+    @property
+    def float_name(self) -> str:
+        """The model that this one was quantised from."""
         return "dense" if self.sparsity == 0 else f"{self.pattern}-{round(self.sparsity * 100)}"
 
 
 def variant(name: str) -> Variant:
-    """`dense`, or `<pattern>-<percent>` such as `4x1-90`. Raises ValueError for anything else."""
-    if name == "dense":
-        return Variant(pattern="unstructured", sparsity=0.0)
-    match = re.fullmatch(rf"({'|'.join(BLOCKS)})-(\d\d)", name)
+    """`dense` or `<pattern>-<percent>` such as `4x1-90`, then `-int8`, `-int8-dynamic` or nothing.
+
+    Raises ValueError for anything else.
+    """
+    match = re.fullmatch(rf"(?:dense|({'|'.join(BLOCKS)})-(\d\d))(?:-(int8|int8-dynamic))?", name)
     if match is None:
         raise ValueError(
-            f"unknown model {name!r}: expected 'dense' or one of {sorted(BLOCKS)} followed by '-<percent>'"
+            f"unknown model {name!r}: expected 'dense' or one of {sorted(BLOCKS)} followed by '-<percent>', "
+            "and '-int8' or '-int8-dynamic' for a quantised one"
         )
-    return Variant(pattern=match[1], sparsity=int(match[2]) / 100)
+    pattern, percent, quantized = match.groups()
+    return Variant(pattern=pattern or "unstructured", sparsity=int(percent or 0) / 100, quantized=quantized or "")
 
 
 VARIANTS = tuple(
     variant(name)
-    for name in ("dense", "unstructured-80", "unstructured-90", "unstructured-95", "4x1-90", "4x1-95", "1x4-90")
+    for name in (
+        *("dense", "unstructured-80", "unstructured-90", "unstructured-95", "4x1-90", "4x1-95", "1x4-90"),
+        *("dense-int8", "dense-int8-dynamic", "1x4-80-int8", "1x4-90-int8", "1x4-95-int8", "unstructured-90-int8"),
+    )
 )
 
 
@@ -145,7 +158,48 @@ def export(
 def build(chosen: Variant, *, cache: Path = CACHE, seed: int = SEED, opset: int = OPSET) -> Path:
     """The variant's ONNX file, built if it is not in `cache` yet."""
     path = cache / f"bert-base-{chosen.name}-seed{seed}-opset{opset}.onnx"
-    return path if path.exists() else export(bert(chosen, seed=seed), path, inputs=INPUTS, outputs=OUTPUTS, opset=opset)
+    if path.exists():
+        return path
+    if chosen.quantized:
+        plain = build(variant(chosen.float_name), cache=cache, seed=seed, opset=opset)
+        return quantize(plain, path, dynamic=chosen.quantized == "int8-dynamic")
+    return export(bert(chosen, seed=seed), path, inputs=INPUTS, outputs=OUTPUTS, opset=opset)
+
+
+def quantize(source: Path, path: Path, *, dynamic: bool) -> Path:
+    """ONNX Runtime's quantiser on the linear layers: int8 weights with a scale per output, uint8 activations.
+
+    Static scales come from random tokens like those that are timed.
+    """
+    import onnx
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.left = iter([feed(4, 128, seed=SEED + 1 + i) for i in range(4)])
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    graph = onnx.load(str(source), load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    linear = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in constants]
+    partial = path.with_suffix(".partial")
+    common = {"op_types_to_quantize": ["MatMul"], "nodes_to_quantize": linear, "per_channel": True}
+    if dynamic:
+        quantization.quantize_dynamic(str(source), str(partial), weight_type=quantization.QuantType.QInt8, **common)
+    else:
+        quantization.quantize_static(
+            str(source),
+            str(partial),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            **common,
+        )
+    partial.replace(path)
+    return path
 
 
 def minilm_folder() -> Path:
