@@ -22,7 +22,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     def _convert_float(array: np.ndarray, source: Any, target: Any, _rounding: Any) -> np.ndarray:
         """From one float type to another, to the nearest, as GPUs do.
 
-        Triton 3.6's own lets a mantissa that rounds up past its end lose the carry, truncates in bf16, and knows no NaN.
+        Triton 3.6's own loses the carry of a mantissa that rounds up past its end, truncates bf16, and knows no NaN.
         """
         bits = np.frombuffer(array.tobytes(), f"u{source.primitive_bitwidth // 8}")
         values = torch.from_numpy(bits.copy()).view(_TYPES[source.name]).double().to(_TYPES[target.name])
@@ -36,7 +36,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     _patch_tensor = interpreter._patch_lang_tensor
 
     def _patch_lang_tensor(tensor: Any, scope: Any) -> None:
-        """With scalars as loop bounds: Triton 3.6 makes arrays of one element of them, which NumPy 2.4 no longer takes."""
+        """With scalars as loop bounds: those are arrays of one element, which NumPy 2.4 no longer takes for numbers."""
         _patch_tensor(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 

@@ -31,13 +31,15 @@ class Packing:
 class PackedBatch:
     """One batch as a backend takes it: the tokens of all sequences end to end.
 
-    ``lengths``, ``starts`` int32 ``[B]``: tokens of each sequence, and the padded column of its first. ``columns``: the
-    padded length. ``indices`` int32 ``[T]`` each; ``floats`` float32 ``[T, F]`` or ``[B, F]`` each; ``biases`` in the
-    backend's layout. ``key_bias``, ``token_weights`` float32 ``[T]``, None when nothing is masked, or all weigh 1.
+    ``lengths``, ``starts`` int32 ``[B]``: tokens of each sequence, and the padded column of its first. ``widths`` int32
+    ``[B]``: columns of each row as it was given; ``columns``: the most of them. ``indices`` int32 ``[T]`` each;
+    ``floats`` float32 ``[T, F]`` or ``[B, F]`` each; ``biases`` in the backend's layout. ``key_bias``,
+    ``token_weights`` float32 ``[T]``: None when nothing is masked, or all weigh 1.
     """
 
     lengths: np.ndarray
     starts: np.ndarray
+    widths: np.ndarray
     columns: int
     indices: list[np.ndarray]
     floats: list[np.ndarray]
@@ -118,7 +120,7 @@ class PackedProgram(ABC):
         """
         batch, seq = self._extents(feeds)
         packing = self._pack(feeds, batch, seq)
-        found = self._execute(feeds, packing, batch, seq)
+        found = self._execute(feeds, packing, np.full(batch, seq, np.int32), seq)
         return {o.name: self._padded(o, found[o.number], packing, batch, seq) for o in self._plumbing.outputs}
 
     def run_ragged(self, feeds: Mapping[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
@@ -130,7 +132,7 @@ class PackedProgram(ABC):
         batch, seq = len(own), int(own.max(initial=0))
         padded = {name: _pad(rows, own, seq) for name, rows in feeds.items()}
         packing = self._pack(padded, batch, seq, own)
-        found = self._execute(padded, packing, batch, seq)
+        found = self._execute(padded, packing, own, seq)
         return {o.name: self._split(o, found[o.number], packing, own, seq) for o in self._plumbing.outputs}
 
     def _extents(self, feeds: Mapping[str, np.ndarray]) -> tuple[int, int]:
@@ -169,14 +171,17 @@ class PackedProgram(ABC):
                 token_weights = weights.astype(np.float32)
         return Packing(lengths, starts, None if everything else kept, key_bias, token_weights)
 
-    def _execute(self, feeds: Mapping[str, np.ndarray], packing: Packing, batch: int, seq: int) -> list[np.ndarray]:
+    def _execute(
+        self, feeds: Mapping[str, np.ndarray], packing: Packing, widths: np.ndarray, seq: int
+    ) -> list[np.ndarray]:
+        batch = len(widths)
         if batch == 0 or seq == 0:
             ordered = sorted(self._plumbing.outputs, key=lambda output: output.number)
             return [np.empty((0 if o.domain == "token" else batch, o.width), np.float32) for o in ordered]
-        return self._launch(self._batch(feeds, packing, batch, seq))
+        return self._launch(self._batch(feeds, packing, widths, seq))
 
-    def _batch(self, feeds: Mapping[str, np.ndarray], packing: Packing, batch: int, seq: int) -> PackedBatch:
-        plumbing = self._plumbing
+    def _batch(self, feeds: Mapping[str, np.ndarray], packing: Packing, widths: np.ndarray, seq: int) -> PackedBatch:
+        plumbing, batch = self._plumbing, len(widths)
         tokens = int(packing.lengths.sum())
         given = dict(feeds)
 
@@ -188,6 +193,7 @@ class PackedProgram(ABC):
         return PackedBatch(
             packing.lengths,
             packing.starts,
+            widths,
             seq,
             [packed(function(given, batch, seq), (), np.int32) for function in plumbing.indices],
             [

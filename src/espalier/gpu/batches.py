@@ -142,8 +142,7 @@ class Layout:
         self._put(buffer, "starts", batch.starts)
         self.view(buffer, "tiles")[:] = tiles_of(batch.lengths, self.shape.tiles)
         for column in self.columns:
-            at = (column + batch.columns if column < 0 else column) - batch.starts
-            self._put(buffer, f"pick {column}", bounds[:sequences] + at)
+            self._put(buffer, f"pick {column}", bounds[:sequences] + places_of(batch, column))
         for number, index in enumerate(batch.indices):
             self._put(buffer, f"index {number}", index)
         if batch.key_bias is not None:
@@ -203,6 +202,12 @@ class DeviceBatch:
         )
 
 
+def places_of(batch: PackedBatch, column: int) -> np.ndarray:
+    """Where a padded column is in each sequence; from the end of each row where it is negative."""
+    places: np.ndarray = (column + batch.widths if column < 0 else column) - batch.starts
+    return places
+
+
 def split(lengths: Sequence[int], *, tokens: int, sequences: int) -> list[np.ndarray]:
     """Sequences in batches of at most ``tokens`` and ``sequences``, those of like length together, longest first.
 
@@ -231,6 +236,7 @@ def take(batch: PackedBatch, sequences: np.ndarray, domains: Sequence[str]) -> t
     part = PackedBatch(
         batch.lengths[sequences],
         batch.starts[sequences],
+        batch.widths[sequences],
         batch.columns,
         [index[rows] for index in batch.indices],
         [a[rows if domain == "token" else sequences] for a, domain in zip(batch.floats, domains, strict=True)],

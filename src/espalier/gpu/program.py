@@ -12,7 +12,7 @@ import torch
 
 from espalier.compiler.packed import OpTime, PackedBatch, PackedProgram, token_input
 from espalier.errors import EngineError
-from espalier.gpu.batches import DeviceBatch, Layout, Shape, shape_of, split, take
+from espalier.gpu.batches import DeviceBatch, Layout, Shape, places_of, shape_of, split, take
 from espalier.gpu.device import CHECKING, choose_precision, find
 from espalier.gpu.instructions import Instruction, Observer, SliceFeatures, State, Store
 from espalier.gpu.kernels.eager import EagerKernels
@@ -186,8 +186,13 @@ class GpuProgram(PackedProgram):
     def _check(self, batch: PackedBatch) -> None:
         # On a GPU an index outside its table would take the whole process's context down.
         for index, rows in zip(batch.indices, self._lowered.limits, strict=True):
-            if index.size and (int(index.min()) < 0 or int(index.max()) >= rows):
-                raise EngineError(f"index {int(index.max())} is outside a table of {rows} rows; check the tokenizer")
+            wrong = index[(index < 0) | (index >= rows)]
+            if wrong.size:
+                raise EngineError(f"index {wrong[0]} is outside a table of {rows} rows; check the tokenizer")
+        for column in self._plumbing.columns:
+            places = places_of(batch, column)
+            if ((places < 0) | (places >= batch.lengths)).any():
+                raise EngineError(f"column {column} is not part of every sequence; give longer sequences")
 
     def _lane(self) -> _Lane:
         return _Lane(self.runtime.stream(), self.runtime.pool(), Recent(self.limits.graphs))

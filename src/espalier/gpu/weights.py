@@ -43,7 +43,10 @@ class Dense(Weight):
 
 @dataclass(frozen=True)
 class Fp8(Weight):
-    """In e4m3 with one scale. ``factor``: that scale times the activations'; ``scales``: both, on the device."""
+    """In e4m3 with one scale. ``factor``: that scale times the activations'; ``scales``: both, on the device.
+
+    ``wide``: the same numbers in float32, on a device that multiplies no others; None on a GPU.
+    """
 
     format = "dense"
     reads_fp8 = True
@@ -52,6 +55,7 @@ class Fp8(Weight):
     scales: tuple[torch.Tensor, torch.Tensor]
     bias: torch.Tensor | None
     dtype: torch.dtype
+    wide: torch.Tensor | None
 
     @classmethod
     def of(cls, weight: torch.Tensor, bias: torch.Tensor | None, x_scale: float, dtype: torch.dtype) -> Fp8:
@@ -59,13 +63,13 @@ class Fp8(Weight):
         scale = float(weight.abs().max()) / FP8_MAX or 1.0
         values = (weight / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
         scales = (torch.tensor(x_scale, device=weight.device), torch.tensor(scale, device=weight.device))
-        return cls(values, x_scale * scale, scales, bias, dtype)
+        return cls(values, x_scale * scale, scales, bias, dtype, None if weight.is_cuda else values.float())
 
     def product(self, x: torch.Tensor, *, add_bias: bool = True) -> torch.Tensor:
         """``x`` as e4m3."""
         bias = self.bias if add_bias else None
-        if x.device.type != "cuda":
-            y = x.float() @ self.values.float().T * self.factor
+        if self.wide is not None:
+            y = x.float() @ self.wide.T * self.factor
             return (y if bias is None else y + bias).to(self.dtype)
         # The result stays wide: PyTorch 2.10 and later ignore the scale of an e4m3 result (pytorch/pytorch#190449).
         x_scale, scale = self.scales
