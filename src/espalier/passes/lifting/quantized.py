@@ -50,14 +50,15 @@ class Parameters(NamedTuple):
         return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(self, other, strict=True))
 
 
-def parameters(lift: Lifter, scale: str, zero: str, dtype: str = "uint8") -> Parameters | None:
-    """Constant parameters by name; ``dtype`` is that of the zero point where there is none (``""``)."""
+def parameters(lift: Lifter, scale: str, zero: str, dtype: str = "unknown") -> Parameters | None:
+    """Constant parameters by name; ``dtype`` is that of the integers, for where there is no zero point (``""``)."""
     factor, centre = lift.get(scale), lift.get(zero)
     if not isinstance(factor, Constant) or factor.array.dtype != np.float32 or not np.isfinite(factor.array).all():
         return None
     if zero and not isinstance(centre, Constant):
         return None
-    offset = centre.array if isinstance(centre, Constant) else np.zeros((), dtype)
+    missing = np.zeros((), "uint8" if dtype == "unknown" else dtype)
+    offset = centre.array if isinstance(centre, Constant) else missing
     flat = [a.reshape(() if a.size == 1 else -1) for a in (factor.array, offset)]
     vectors = all(a.size == a.shape[-1] for a in (factor.array, offset) if a.ndim)
     return Parameters(*flat) if vectors else None
@@ -104,21 +105,21 @@ def quantized(lift: Lifter, x: Value | None, found: Parameters | None, name: str
 def dequantized(lift: Lifter, name: str, q: str, scale: str, zero: str, along: int = 1) -> Value | None:
     """What the integers ``q`` stand for under constant parameters. ``name`` is that float value's, if it has one."""
     integers = lift.get(q)
-    found = parameters(lift, scale, zero, lift.dtype(q))
-    if found is None:
-        return None
     if isinstance(integers, Quantized):
-        return integers.x if found.same(Parameters(integers.scale, integers.zero)) else None
+        found = parameters(lift, scale, zero, integers.zero.dtype.name)
+        return integers.x if found is not None and found.same(Parameters(integers.scale, integers.zero)) else None
+    constant = integers.table if isinstance(integers, Rows) else integers
+    if not isinstance(constant, Constant) or constant.dtype not in (*QUANTIZED, "int32"):
+        return None
+    found = parameters(lift, scale, zero, constant.dtype)
+    if found is None or found.zero.dtype.name != constant.dtype:
+        return None
     if isinstance(integers, Rows):
         return _embedded(lift, name, integers, found)
-    if isinstance(integers, Constant):
-        return _constant(name, integers.array, found, along)
-    return None
+    return _constant(name, constant.array, found, along)
 
 
 def _constant(name: str, q: np.ndarray, found: Parameters, along: int) -> Dequantized | None:
-    if q.dtype.name not in (*QUANTIZED, "int32"):
-        return None
     vectors = [a for a in found if a.ndim]
     if vectors and not -q.ndim <= along < q.ndim:
         return None
@@ -222,7 +223,10 @@ def combine(lift: Lifter, op: str, left: Value | None, right: Value | None, name
     if not isinstance(factor, Factor) or (factor.constant is not None and factor.constant.dtype != np.float32):
         return None
     constants = [c for c in (left.constant, factor.constant) if c is not None]
-    constant = constants[0] if len(constants) == 1 else np.multiply(*constants) if constants else None
+    if any(c.size not in (1, *c.shape[-1:]) for c in constants) or len({c.size for c in constants} - {1}) > 1:
+        return None
+    flat = [c.reshape(() if c.size == 1 else -1) for c in constants]
+    constant = flat[0] if len(flat) == 1 else np.multiply(*flat) if flat else None
     if isinstance(left, Factor):
         return Factor(left.scales + factor.scales, constant)
     missing = list(left.missing)
@@ -236,22 +240,24 @@ def combine(lift: Lifter, op: str, left: Value | None, right: Value | None, name
 def _biased(product: Product, bias: Constant) -> Product | None:
     """Integers added to the sums before any scale."""
     array, right = bias.array, product.right
-    fits = isinstance(right, Dequantized) and array.dtype == np.int32 and array.size == right.q.shape[-1]
-    untouched = product.bias is None and product.constant is None
-    return replace(product, bias=array.reshape(-1)) if fits and untouched else None
+    if not isinstance(right, Dequantized) or product.bias is not None or product.constant is not None:
+        return None
+    fits = array.dtype == np.int32 and array.ndim and array.size == array.shape[-1] == right.q.shape[-1]
+    return replace(product, bias=array.reshape(-1)) if fits else None
 
 
 def _complete(lift: Lifter, product: Product, name: str) -> Value | None:
     """The linear layer, or the attention, of a product that has all its scales; else the product as it is."""
     left, right, constant = product.left, product.right, product.constant
-    if isinstance(right, Dynamic):
-        alpha = 1.0 if constant is None else float(constant.reshape(()))
-        return product if product.missing else attention.matmul(lift, name, left.x, right.x, alpha)
-    x = rows(left.x)
-    if product.missing or constant is None or x is None:
+    if product.missing:
         return product
-    scale = constant.reshape(() if constant.size == 1 else -1)
-    bias = "" if product.bias is None else lift.constant(name + ".bias", (product.bias * scale).astype(np.float32))
+    if isinstance(right, Dynamic):
+        alpha = 1.0 if constant is None else constant.item() if constant.size == 1 else 0.0
+        return attention.matmul(lift, name, left.x, right.x, alpha) if alpha else None
+    x = rows(left.x)
+    if constant is None or x is None or constant.size not in (1, right.q.shape[-1]):
+        return product
+    bias = "" if product.bias is None else lift.constant(name + ".bias", (product.bias * constant).astype(np.float32))
     if isinstance(left, Quantized):
-        return linear(lift, x, right.scaled(scale / left.scale), False, bias, name)
-    return layer(lift, x, right.scaled(scale), False, bias, [], name)
+        return linear(lift, x, right.scaled(constant / left.scale), False, bias, name)
+    return layer(lift, x, right.scaled(constant), False, bias, [], name)

@@ -40,14 +40,14 @@ from espalier.passes.lifting.values import (
 
 def _names(node: Node, count: int) -> list[str]:
     """The operands of a node, ``""`` for those left out."""
-    return [*node.inputs, *[""] * (count - len(node.inputs))]
+    return [*node.inputs, *[""] * count][:count]
 
 
 @rule("QuantizeLinear")
 @rule("QuantizeLinear", domain="com.microsoft")
 def quantize_linear(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
     _, scale, zero = _names(node, 3)
-    if attrs.get("block_size") or lift.dtype(node.outputs[0]) not in QUANTIZED:
+    if attrs.get("block_size"):
         return None
     found = parameters(lift, scale, zero, lift.dtype(node.outputs[0]))
     x = inputs[0]
@@ -72,7 +72,7 @@ def dequantize_linear(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: l
 @rule("DynamicQuantizeLinear")
 def dynamic_quantize_linear(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
     x = inputs[0]
-    if not isinstance(x, View) or x.base.integer:
+    if not isinstance(x, View) or x.base.integer or len(node.outputs) != 3:
         return None
     _, scale, zero = node.outputs
     return [Dynamic(View(lift.solid(x), x.axes), scale, zero), Factor((scale,)), None]
@@ -86,7 +86,7 @@ def _weight(lift: Lifter, q: str, zero: str) -> Dequantized | None:
     if zero and not isinstance(offset, Constant):
         return None
     number = offset.array if isinstance(offset, Constant) else np.zeros((), matrix.array.dtype)
-    if number.size not in (1, matrix.array.shape[-1]):
+    if number.dtype != matrix.array.dtype or number.size not in (1, matrix.array.shape[-1]):
         return None
     flat = number.reshape(() if number.size == 1 else -1)
     return Dequantized(q, matrix.array, np.ones((), np.float32), flat, matrix.array.ndim - 1)
@@ -210,7 +210,9 @@ def q_gemm(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value |
     left, right = parameters(lift, *names[1:3]), parameters(lift, *names[4:6])
     bias = lift.get(names[6])
     if bias is not None:
-        if left is None or right is None or not isinstance(bias, Constant):
+        if left is None or right is None or left.scale.ndim or not isinstance(bias, Constant) or bias.array.ndim != 1:
+            return None
+        if right.scale.size not in (1, bias.array.size):
             return None
         sums = Dequantized(names[6], bias.array, left.scale * right.scale, np.zeros((), np.int32))
         operands.append(lift.known(names[6] + ".float", sums))
