@@ -65,6 +65,26 @@ def test_real_squad_makes_the_features_of_mlperf(shared_data: Path, tmp_path: Pa
     assert max(len(p.feature.ids) for p in pieces) <= 384
 
 
+def test_a_token_is_owned_by_the_piece_that_shows_most_around_it(tokenizer_folder: Path, tmp_path: Path) -> None:
+    context = " ".join(f"w{i % 60}" for i in range(400))
+    answers = [{"text": "w0", "answer_start": 0}]
+    qas = [{"id": "q", "question": "w1", "answers": answers}]
+    (tmp_path / "long.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
+    pieces = list(cut_pieces(Tokens.read(tokenizer_folder, 204), read_squad(tmp_path / "long.json")))
+    # By the definition, token by token. Pieces: 0 to 199, 128 to 327, 256 to 399.
+    spans = [(0, 200), (128, 200), (256, 144)]
+    for place in range(400):
+        scores = [
+            min(place - start, start + length - 1 - place) + 0.01 * length if start <= place < start + length else -1
+            for start, length in spans
+        ]
+        owner = scores.index(max(scores))
+        for number, (piece, (start, length)) in enumerate(zip(pieces, spans, strict=True)):
+            if start <= place < start + length:
+                assert piece.owned[place - start] == (number == owner)
+    assert sum(int(piece.owned.sum()) for piece in pieces) == 400
+
+
 def test_the_best_piece_answers_in_any_order(tokenizer_folder: Path, squad_file: Path) -> None:
     questions = read_squad(squad_file)
     pieces = list(cut_pieces(Tokens.read(tokenizer_folder, 96), questions))

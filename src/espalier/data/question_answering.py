@@ -25,13 +25,16 @@ MAX_LENGTH = 384
 @dataclass(frozen=True)
 class Piece:
     """A question with a part of its context: ``first`` is the place of the part's first token among the ids,
-    ``offsets`` int32 ``[tokens of the part, 2]`` where in the context each token stands.
+    ``offsets`` int32 ``[tokens of the part, 2]`` where in the context each token stands. ``owned`` bool
+    ``[tokens of the part]``: whether no other piece shows more of the context around a token; answers begin at such
+    tokens only.
     """
 
     question: int
     feature: Feature
     first: int
     offsets: np.ndarray
+    owned: np.ndarray
 
 
 def check_room(tokens: Tokens) -> Template:
@@ -67,15 +70,30 @@ def cut_pieces(tokens: Tokens, questions: Sequence[Question]) -> Iterator[Piece]
         room = tokens.max_length - len(first) - frame.overhead
         begin = len(frame.prefix) + len(first) + len(frame.middle)
         answer = next((a for a in question.answers if a.start is not None), None)
-        for start in range(0, len(ids), STRIDE):
+        starts = range(0, max(1, len(ids) - room + STRIDE), STRIDE)
+        owners = _owners(len(ids), starts, room)
+        for index, start in enumerate(starts):
             cut = offsets[start : start + room]
             target = {"start": 0, "end": 0}
             if answer is not None and answer.start is not None:
                 target = _place(cut, answer.start, answer.start + len(answer.text), begin)
             joined, types = frame.join(first, ids[start : start + room])
-            yield Piece(number, Feature(joined, types, target), begin, cut)
-            if start + room >= len(ids):
-                break
+            yield Piece(number, Feature(joined, types, target), begin, cut, owners[start : start + room] == index)
+
+
+def _owners(count: int, starts: range, room: int) -> np.ndarray:
+    """For each of ``count`` tokens, the piece in which the smaller of its two contexts is largest, ties to the first.
+
+    The length of a piece counts for a hundredth, as in BERT's own evaluation.
+    """
+    if len(starts) == 1:
+        return np.zeros(count, np.int64)
+    places = np.arange(count)
+    begins = np.array(starts)[:, None]
+    lengths = np.minimum(room, count - begins)
+    context = np.minimum(places - begins, begins + lengths - 1 - places)
+    owners: np.ndarray = np.where(context < 0, -1.0, context + 0.01 * lengths).argmax(axis=0)
+    return owners
 
 
 def _place(offsets: np.ndarray, start: int, end: int, first: int) -> dict[str, int]:
@@ -97,7 +115,7 @@ class Answers:
     def add(self, piece: Piece, starts: np.ndarray, ends: np.ndarray) -> None:
         """Take in a model's scores for one piece: ``starts`` and ``ends`` are float ``[tokens of the whole piece]``."""
         inside = slice(piece.first, piece.first + len(piece.offsets))
-        score, begin, end = best_span(starts[inside], ends[inside])
+        score, begin, end = best_span(np.where(piece.owned, starts[inside], -np.inf), ends[inside])
         if score > self._best[piece.question][0]:
             context = self._questions[piece.question].context
             self._best[piece.question] = score, context[piece.offsets[begin, 0] : piece.offsets[end, 1]]
