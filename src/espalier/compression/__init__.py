@@ -1,4 +1,4 @@
-"""Pruning and distillation with PyTorch. The verb is :func:`espalier.compress`.
+"""Pruning, quantisation and distillation with PyTorch. The verb is :func:`espalier.compress`.
 
 Group (what is zeroed together) x score (which groups go) x allocation (how many of each layer) x schedule (when) x
 recovery (how the rest heals), each one class or function and one row in a table.
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from espalier.compression.callbacks import PruningCallback
     from espalier.compression.compress import Data
-    from espalier.compression.config import Calibration, Config, Recovery, Schedule, Training
+    from espalier.compression.config import Calibration, Config, Quantization, Recovery, Schedule, Training
     from espalier.compression.hook import PruningHook
     from espalier.compression.pruner import Pruner, PruneReport
     from espalier.compression.report import CompressionReport
@@ -28,6 +28,7 @@ _HOMES = {
     "Pruner": "pruner",
     "PruningCallback": "callbacks",
     "PruningHook": "hook",
+    "Quantization": "config",
     "Recovery": "config",
     "Schedule": "config",
     "Training": "config",
@@ -43,6 +44,7 @@ __all__ = [
     "Pruner",
     "PruningCallback",
     "PruningHook",
+    "Quantization",
     "Recovery",
     "Schedule",
     "Training",
