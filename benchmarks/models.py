@@ -196,6 +196,8 @@ def quantize(source: Path, path: Path, *, dynamic: bool) -> Path:
             quant_format=quantization.QuantFormat.QDQ,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
+            # Sums are rounded once, where the next layer reads them: faster for everybody, and more accurate.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
             **common,
         )
     partial.replace(path)
