@@ -219,20 +219,17 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def read_texts(path: Path, model: Path, *, limit: int) -> list[list[int]]:
     """The first ``limit`` lines of a text file as token ids, by the tokenizer in the folder ``model``.
 
-    Texts beyond the model's positions are cut. Raises InputError, ModelNotFoundError, ModelFormatError or
+    Texts beyond the model's positions are cut. Raises DataError, ModelNotFoundError, ModelFormatError or
     MissingDependencyError.
     """
+    from espalier import data
     from espalier.hf.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     lengths = input_limits(model).length.values()
     if lengths:
         tokenizer.enable_truncation(min(lengths))
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()][:limit]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text ({error}); expected one text a line, in UTF-8") from error
-    return [encoding.ids for encoding in tokenizer.encode_batch(lines)]
+    return [encoding.ids for encoding in tokenizer.encode_batch(data.read_texts(path)[:limit])]
 
 
 def input_limits(model: Path) -> InputLimits:

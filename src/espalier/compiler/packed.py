@@ -135,6 +135,13 @@ class PackedProgram(ABC):
         found = self._execute(padded, packing, own, seq)
         return {o.name: self._split(o, found[o.number], packing, own, seq) for o in self._plumbing.outputs}
 
+    def pack_ragged(self, feeds: Mapping[str, list[np.ndarray]]) -> PackedBatch:
+        """What :meth:`run_ragged` computes on, for measurements below it. Some input must hold tokens."""
+        own = np.array([len(row) for row in feeds[self._tokens_from]], np.int32)
+        seq = int(own.max())
+        padded = {name: _pad(rows, own, seq) for name, rows in feeds.items()}
+        return self._batch(padded, self._pack(padded, len(own), seq, own), own, seq)
+
     def _extents(self, feeds: Mapping[str, np.ndarray]) -> tuple[int, int]:
         if self._tokens_from:
             shape = feeds[self._tokens_from].shape
