@@ -11,6 +11,7 @@ import click
 
 import espalier
 from espalier.cli import files, show
+from espalier.cli.cluster import cluster
 from espalier.cli.compress import compress
 from espalier.cli.entry import EspalierGroup, debug_option, json_option
 from espalier.cli.mlperf import mlperf
@@ -204,3 +205,4 @@ def calibrate(
 main.add_command(compress)
 main.add_command(mlperf)
 main.add_command(serve)
+main.add_command(cluster)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from espalier.cli.entry import debug_option
 from espalier.errors import ConfigError
 
 if TYPE_CHECKING:
+    from espalier.serve import ServerConfig
     from espalier.serve.server import Server
 
 _PATH = click.Path(path_type=Path)
@@ -22,6 +24,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 
 @click.command(short_help="Serve models over HTTP and gRPC.")
 @click.argument("models", nargs=-1, metavar="[NAME=]MODEL...")
+@click.option("--cluster", metavar="ADDRESS", help="Serve on every machine of this cluster; see espalier cluster.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Beyond loopback a token is needed.")
 @click.option("--http", "http_port", type=int, default=8000, show_default=True, help="Port for HTTP; 0 takes any.")
 @click.option("--grpc", "grpc_port", type=int, default=8001, show_default=True, help="Port for gRPC; 0 takes any.")
@@ -58,7 +61,6 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
     from espalier.scheduler import Limits
     from espalier.serve import ServerConfig, Tls
     from espalier.serve.config import MIB
-    from espalier.serve.server import serve as run
 
     latency = options["latency_ms"]
     config = ServerConfig(
@@ -81,11 +83,34 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
         drain_delay=options["drain_delay_s"],
     )
     named = named_models(models)
+    if options["cluster"] is not None:
+        _serve_on_cluster(options["cluster"], named, config)
+        return
     if not named and config.load_from is None:
         raise ConfigError("nothing to serve; give models, or a folder to load from with --load-from")
     logging.basicConfig(level=logging.INFO, format="espalier: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    from espalier.serve.server import serve as run
+
     run(config, named, _say)
+
+
+def _serve_on_cluster(address: str, models: dict[str, Path], config: ServerConfig) -> None:
+    """One machine's configuration on all of them; what only makes sense for one is refused."""
+    if config.tls is not None or config.load_from is not None or config.http_port is None:
+        raise ConfigError("a cluster serves HTTP without TLS and without loading by name; leave these options out")
+    if not models:
+        raise ConfigError("nothing to serve; give models")
+    from espalier.cluster.replica import keep
+
+    shared = {
+        "grpc_port": None,
+        "token": config.token,
+        "threads": config.threads,
+        "tune": config.tune,
+        "limits": asdict(config.limits),
+    }
+    keep(address, models, shared, host=config.host, port=config.http_port, say=show.say)
 
 
 def named_models(given: tuple[str, ...]) -> dict[str, Path]:

@@ -45,6 +45,11 @@ def _stdout() -> Console:
     return console
 
 
+def print_table(table: Table) -> None:
+    """A table on standard output."""
+    _stdout().print(table)
+
+
 @contextmanager
 def status(text: str) -> Iterator[None]:
     """A spinner while something takes long; nothing unless stderr is a terminal."""

@@ -1,0 +1,127 @@
+"""Work by measured speed: every node tells its own HAProxy how fast the others are.
+
+Once a second a node asks its HAProxy which servers it knows, asks each of those for its speed, and sets the weights in
+proportion. A node that does not answer keeps its weight; whether it is alive is HAProxy's affair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PERIOD_S = 1.0
+MOST = 256
+"""HAProxy's largest weight."""
+_REPLICA = "SERVE_REPLICA_"  # as Ray names them; its own proxy is there too, as a last resort
+_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A replica as HAProxy knows it."""
+
+    backend: str
+    name: str
+    host: str
+    port: int
+    weight: int
+    up: bool
+
+
+def read_servers(text: str) -> list[Server]:
+    """The servers in HAProxy's answer to ``show servers state``; lines that are none are left out."""
+    lines = text.splitlines()
+    header = next((line[2:].split() for line in lines if line.startswith("# be_id")), [])
+    found = []
+    for line in lines:
+        row = dict(zip(header, line.split(), strict=False))
+        if not line.startswith("#") and row.get("srv_name", "").startswith(_REPLICA) and len(row) == len(header):
+            up = row["srv_op_state"] == "2"
+            where = (row["srv_addr"], int(row["srv_port"]), int(row["srv_uweight"]), up)
+            found.append(Server(row["be_name"], row["srv_name"], *where))
+    return found
+
+
+def weights(speeds: Mapping[str, float]) -> dict[str, int]:
+    """HAProxy's weights for speeds by name: in proportion, the fastest 100, none below 1."""
+    fastest = max(speeds.values(), default=0.0)
+    return {name: max(1, min(MOST, round(100 * speed / fastest))) for name, speed in speeds.items() if fastest > 0}
+
+
+async def ask_haproxy(socket: Path, command: str) -> str:
+    """HAProxy's answer to a command. Raises OSError, TimeoutError."""
+    async with asyncio.timeout(_TIMEOUT_S):
+        reader, writer = await asyncio.open_unix_connection(str(socket))
+        try:
+            writer.write(f"{command}\n".encode())
+            return (await reader.read()).decode()
+        finally:
+            writer.close()
+
+
+async def ask_status(host: str, port: int, token: str | None) -> dict[str, Any] | None:
+    """What a node says at ``/status``; None when it says nothing of use."""
+    lines = ["GET /status HTTP/1.1", f"host: {host}", "connection: close"]
+    lines += [f"authorization: Bearer {token}"] if token else []
+    with contextlib.suppress(OSError, TimeoutError, ValueError):
+        async with asyncio.timeout(_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write("\r\n".join([*lines, "", ""]).encode())
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            finally:
+                writer.close()
+        found = json.loads(body)
+        if b" 200 " in head.partition(b"\r\n")[0] and isinstance(found, dict):
+            return found
+    return None
+
+
+def speed_of(status: Mapping[str, Any]) -> float | None:
+    """A node's speed: tokens per second over its models, None while it knows none."""
+    known = [model["tokens_per_s"] for model in status.get("models", []) if model.get("tokens_per_s")]
+    return sum(known) / len(known) if known else None
+
+
+async def survey(socket: Path, token: str | None) -> list[tuple[Server, dict[str, Any] | None]]:
+    """Every server that HAProxy knows, with what it says of itself. Raises OSError, TimeoutError."""
+    servers = read_servers(await ask_haproxy(socket, "show servers state"))
+    answers = await asyncio.gather(*(ask_status(server.host, server.port, token) for server in servers))
+    return list(zip(servers, answers, strict=True))
+
+
+async def balance(socket: Path, token: str | None) -> None:
+    """Set the weights once. Raises OSError, TimeoutError."""
+    found = [(server, speed_of(status)) for server, status in await survey(socket, token) if status is not None]
+    wanted = weights({f"{server.backend}/{server.name}": speed for server, speed in found if speed})
+    for server, _ in found:
+        path = f"{server.backend}/{server.name}"
+        if wanted.get(path, server.weight) != server.weight:
+            await ask_haproxy(socket, f"set server {path} weight {wanted[path]}")
+
+
+async def keep_balanced(socket: Path, token: str | None) -> None:
+    """Set the weights again and again, until cancelled."""
+    while True:
+        with contextlib.suppress(OSError, TimeoutError):  # HAProxy is being started, or restarted
+            await balance(socket, token)
+        await asyncio.sleep(PERIOD_S)
+
+
+def warnings(statuses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """What is odd about nodes by name: other versions than most, or less than half of the work done natively."""
+    found = []
+    versions = [str(status.get("version")) for _, status in statuses]
+    usual = max(set(versions), key=versions.count, default="")
+    for (name, status), version in zip(statuses, versions, strict=True):
+        if version != usual:
+            found.append(f"{name} runs version {version}, the others {usual}; give all machines the same")
+        for model in status.get("models", []):
+            if model["native_layers"] < model["layers"] / 2:
+                found.append(f"{name}: most of {model['name']} does not run natively; see espalier inspect")
+    return found

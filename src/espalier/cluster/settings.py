@@ -1,0 +1,64 @@
+"""How Ray is set up: what its defaults lack so that a machine may die under load without a lost answer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from espalier.errors import MissingDependencyError
+
+PORT, HTTP_PORT = 6379, 8000
+RESOURCE = "espalier"
+"""What a machine of ours offers Ray: one, for its one engine."""
+APPLICATION = "espalier"
+STATE = Path("/tmp/espalier-ray")
+HAPROXY = STATE / "ha"
+"""Ray gives every node a folder of its own in it. Short, because a socket's path may not be long."""
+SOCKET = "admin.sock"
+BODY_BYTES = 1 << 20
+"""Largest body in a cluster: HAProxy keeps a request's whole body until it is answered, to send it to another node."""
+SLOWEST_S = 30
+"""No legal request takes longer; what takes longer is sent to another node."""
+
+
+def environment(ip: str) -> dict[str, str]:
+    """The variables under which ``ray start`` runs on a node with this address.
+
+    Raises MissingDependencyError without HAProxy.
+    """
+    haproxy = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    if haproxy is None:
+        raise MissingDependencyError(
+            "a cluster needs HAProxy 2.6 or newer on every machine; run: apt-get install haproxy"
+        )
+    return {
+        # The head comes back with what it knew.
+        "RAY_gcs_storage": "rocksdb",
+        "RAY_gcs_storage_path": str(STATE / "gcs" / ip.replace(":", "-")),
+        # A node is dead after 4 misses of half a second.
+        "RAY_health_check_initial_delay_ms": "2000",
+        "RAY_health_check_period_ms": "500",
+        "RAY_health_check_timeout_ms": "500",
+        "RAY_health_check_failure_threshold": "4",
+        # Workers outlive a head that is away for ten minutes; by default they end after one.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(STATE / "token"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": haproxy,
+        # Inference may be repeated, so whatever a dead or silent node leaves unanswered goes to another.
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
+        "RAY_SERVE_HAPROXY_RETRIES": "3",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(SLOWEST_S),
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BODY_BYTES + 64 * 1024),
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
+        # With weights by measured speed (balance.py) this is the simulation's weighted-connections.
+        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(HAPROXY / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(HAPROXY / SOCKET),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(HAPROXY),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(HAPROXY / "server-state"),
+    }

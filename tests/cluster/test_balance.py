@@ -1,0 +1,115 @@
+"""Weights by measured speed, against an HAProxy and nodes made up for the test."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from espalier.cluster import balance, settings
+from espalier.errors import MissingDependencyError
+
+HEADER = (
+    "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight "
+    "srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state "
+    "bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr "
+    "srv_agent_addr srv_agent_port\n"
+)
+LINE = "5 http-espalier {n} {name} 127.0.0.1 {state} 0 {weight} 1 12 15 3 3 6 0 0 0 - {port} - 0 0 - - 0\n"
+
+
+def state(*rows: tuple[str, int, int, int]) -> str:
+    lines = [
+        LINE.format(n=n, name=name, port=port, weight=w, state=up) for n, (name, port, w, up) in enumerate(rows, 1)
+    ]
+    return HEADER + "".join(lines) + "\n"
+
+
+def test_haproxys_table_is_read() -> None:
+    text = state(
+        ("SERVE_REPLICA_a", 30000, 7, 2), ("SERVE_PROXY_ACTOR-fallback-x", 8500, 1, 2), ("SERVE_REPLICA_b", 1, 1, 0)
+    )
+    assert balance.read_servers(text) == [
+        balance.Server("http-espalier", "SERVE_REPLICA_a", "127.0.0.1", 30000, 7, True),
+        balance.Server("http-espalier", "SERVE_REPLICA_b", "127.0.0.1", 1, 1, False),
+    ]
+    for noise in ("", "\n", "Unknown command", HEADER, "# be_id\n1 2"):
+        assert balance.read_servers(noise) == []
+
+
+def test_weights_are_in_proportion() -> None:
+    assert balance.weights({"a": 4000, "b": 2000, "c": 1000, "d": 1}) == {"a": 100, "b": 50, "c": 25, "d": 1}
+    assert balance.weights({}) == {}
+    assert balance.weights({"a": 0.0}) == {}
+
+
+def test_the_speed_of_a_node_is_that_of_its_models() -> None:
+    assert balance.speed_of({"models": [{"tokens_per_s": 10}, {"tokens_per_s": 30}, {"tokens_per_s": None}]}) == 20
+    assert balance.speed_of({"models": []}) is None
+    assert balance.speed_of({}) is None
+
+
+def node(version: str, native: int) -> dict[str, Any]:
+    return {"version": version, "models": [{"name": "m", "layers": 10, "native_layers": native, "tokens_per_s": 1}]}
+
+
+def test_what_is_odd_is_said() -> None:
+    found = balance.warnings([("a", node("1", 10)), ("b", node("1", 2)), ("c", node("2", 10))])
+    assert len(found) == 2
+    assert found[0].startswith("b: most of m does not run natively")
+    assert found[1].startswith("c runs version 2, the others 1")
+
+
+def test_weights_are_set(tmp_path: Path) -> None:
+    """Two nodes that answer with their speeds, one that says nonsense, one that is not there."""
+    commands: list[str] = []
+
+    async def run() -> None:
+        def status(speed: float) -> Any:
+            async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert b"authorization: Bearer secret" in head
+                body = json.dumps({"models": [{"tokens_per_s": speed}]}) if speed else "nonsense"
+                writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + body.encode())
+                writer.close()
+
+            return answer
+
+        servers = [await asyncio.start_server(status(speed), "127.0.0.1", 0) for speed in (100.0, 400.0, 0.0)]
+        ports = [server.sockets[0].getsockname()[1] for server in servers]
+        text = state(*((f"SERVE_REPLICA_{i}", port, 1, 2) for i, port in enumerate([*ports, 1])))
+
+        async def haproxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            command = (await reader.readline()).decode().strip()
+            if command == "show servers state":
+                writer.write(text.encode())
+            else:
+                commands.append(command)
+            writer.close()
+
+        proxy = await asyncio.start_unix_server(haproxy, str(tmp_path / "s"))
+        await balance.balance(tmp_path / "s", "secret")
+        for server in (*servers, proxy):
+            server.close()
+
+    asyncio.run(run())
+    assert commands == [
+        "set server http-espalier/SERVE_REPLICA_0 weight 25",
+        "set server http-espalier/SERVE_REPLICA_1 weight 100",
+    ]
+
+
+def test_settings_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(MissingDependencyError, match="HAProxy"):
+        settings.environment("127.0.0.1")
+    monkeypatch.setattr("shutil.which", lambda *_, **__: "/usr/sbin/haproxy")
+    found = settings.environment("10.0.0.1")
+    assert found["RAY_AUTH_MODE"] == "token"
+    assert "response-timeout" in found["RAY_SERVE_HAPROXY_RETRY_ON"]
+    assert int(found["RAY_SERVE_HAPROXY_TUNE_BUFSIZE"]) > settings.BODY_BYTES
+    # Ray adds a node's 56 letters to it, and a socket's path has 97 at most.
+    assert len(found["RAY_SERVE_HAPROXY_SOCKET_PATH"]) + 57 < 97
