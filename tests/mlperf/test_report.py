@@ -58,7 +58,7 @@ def test_the_page_stands_alone_and_says_what_it_must(quick_results: Path, tmp_pa
             UNVERIFIED,
             QUICK,
             "quick run",
-            "F1 0.000 (below 89.965)",
+            "F1 0.000 (0.0% of the reference, below 89.965)",
             "(unverified)",
             "the rules demand 600 s",
         ):
@@ -96,6 +96,23 @@ def test_systems_side_by_side(quick_results: Path, tmp_path: Path) -> None:
     assert "&lt;b&gt;other" in html
     assert "<b>" not in html
     assert "Accuracy against throughput" in html
+
+
+def test_the_search_for_a_rate_is_drawn(quick_results: Path, tmp_path: Path) -> None:
+    (path,) = quick_results.glob("*/Offline/performance/step.json")
+    search = {
+        "trials": [[100.0, False], [80.0, True], [90.0, True]],
+        "tails_ms": [400.0, 60.0, 110.0],
+        "certainty": "between 90 and 100/s (11.1 % apart), from 3 short runs",
+    }
+    step = json.loads(path.read_text())
+    step |= {"scenario": "Server", "figures": {**step["figures"], "search": search}}
+    place = path.parents[2] / "Server" / "performance"
+    place.mkdir(parents=True)
+    (place / "step.json").write_text(json.dumps(step))
+    html, markdown, _ = report([quick_results], tmp_path)
+    assert "Server: latency against rate" in html.read_text()
+    assert "the rate lies between 90 and 100/s" in markdown.read_text()
 
 
 def test_a_folder_without_results(tmp_path: Path) -> None:

@@ -383,7 +383,8 @@ class Runner:
         answers = complete_answers(out / ACCURACY, len(self.library.samples))
         found = self.library.score(answers)
         (out / "accuracy.txt").write_text(f"{found.line}\nhash={sha256(out / ACCURACY)}\n", encoding="utf-8")
-        figures = {"metric": found.value, "name": found.metric, **found.details, "target": self.benchmark.target}
+        aim = {"reference": self.benchmark.reference, "target": self.benchmark.target}
+        figures = {"metric": found.value, "name": found.metric, **found.details, **aim}
         return self._outcome(scenario, "accuracy", problems=gate.log_errors(log), figures={**figures, **_costs(report)})
 
     def _audit(self, scenario: str, audit: str, out: Path) -> Step:

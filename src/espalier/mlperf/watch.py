@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable
@@ -50,13 +51,14 @@ class ClockWatch:
 
 
 class Energy:
-    """Joules by part of the machine, from Intel's and AMD's counters (RAPL); empty where they cannot be read.
+    """Joules by part of the machine: the processor's own counters (RAPL) and the GPUs' (NVML), where they can be read.
 
     This is not MLPerf power, which needs an approved meter.
     """
 
     def __init__(self, root: Path = Path("/sys/class/powercap")) -> None:
         self._zones = [zone for zone in sorted(root.glob("*-rapl:*")) if zone.name.count(":") == 1]
+        self._gpus = _Gpus()
         self._start = self._read()
 
     def joules(self) -> dict[str, float]:
@@ -69,7 +71,8 @@ class Energy:
         return found
 
     def _read(self) -> dict[str, tuple[int, int]]:
-        found: dict[str, tuple[int, int]] = {}
+        """Microjoules by name, and where the counter starts over."""
+        found = {f"gpu-{i}": (value, 0) for i, value in enumerate(self._gpus.microjoules())}
         for zone in self._zones:
             try:
                 name, used, wrap = (
@@ -78,4 +81,31 @@ class Energy:
                 found[name] = int(used), int(wrap)
             except (OSError, ValueError):
                 continue
+        return found
+
+
+class _Gpus:
+    """The energy counters of NVIDIA's GPUs, through the driver's library; none where there is no such library."""
+
+    def __init__(self) -> None:
+        self._handles: list[ctypes.c_void_p] = []
+        try:
+            self._library = ctypes.CDLL("libnvidia-ml.so.1")
+        except OSError:
+            return
+        count = ctypes.c_uint()
+        if self._library.nvmlInit_v2() or self._library.nvmlDeviceGetCount_v2(ctypes.byref(count)):
+            return
+        for index in range(count.value):
+            handle = ctypes.c_void_p()
+            if not self._library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)):
+                self._handles.append(handle)
+
+    def microjoules(self) -> list[int]:
+        """One count per GPU that has one."""
+        found: list[int] = []
+        for handle in self._handles:
+            millijoules = ctypes.c_ulonglong()
+            if not self._library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(millijoules)):
+                found.append(millijoules.value * 1000)
         return found

@@ -94,7 +94,9 @@ def _accuracy(step: Step | None) -> str:
     text = f"{figures['name']} {figures['metric']:.3f}"
     if target is None:
         return text
-    return f"{text} ({'reaches' if figures['metric'] >= target else 'below'} {target:.3f})"
+    share = figures["metric"] / figures["reference"]
+    reached = "reaches" if figures["metric"] >= target else "below"
+    return f"{text} ({share:.1%} of the reference, {reached} {target:.3f})"
 
 
 def _joules(figures: dict[str, Any]) -> float | None:

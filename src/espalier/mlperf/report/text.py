@@ -15,7 +15,7 @@ _PACKAGES = frozenset(
 """What a result may depend on; everything else that is installed is in the JSON."""
 
 QUICK = "Quick runs are shorter than the rules demand; their figures do not conform to MLPerf's rules."
-ENERGY = "Energy is read from the processor's own counters. It is not MLPerf power, which needs an approved meter."
+ENERGY = "Energy is read from the counters of processor and GPU. It is not MLPerf power, which needs an approved meter."
 NOT_MLPERF = "This benchmark is Espalier's own; MLPerf has none like it."
 
 
