@@ -333,6 +333,7 @@ def test_what_harms_most_becomes_dynamic_and_then_float() -> None:
     rows = {row.name: row for row in report.layers}
     assert [name for name, row in rows.items() if row.activations == FLOAT] == [hard]
     assert "variance is explained" in rows[hard].why
+    assert rows[hard].error == 0
     assert report.fidelity is not None
     assert report.fidelity >= 0.999
     assert type(model.layers[1]["down"]) is nn.Linear

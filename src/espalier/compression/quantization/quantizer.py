@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -19,7 +19,15 @@ from espalier.compression import structured, walk
 from espalier.compression.calibration import Batches, Loss, feed
 from espalier.compression.config import Config, Quantization
 from espalier.compression.layers import find_linear
-from espalier.compression.quantization.linear import HIGH, STATIC, TOKEN, QuantizedLinear, round_static, round_tokens
+from espalier.compression.quantization.linear import (
+    HIGH,
+    LOW,
+    STATIC,
+    TOKEN,
+    QuantizedLinear,
+    round_static,
+    round_tokens,
+)
 from espalier.compression.quantization.ranges import Inputs, parameters, range_of
 from espalier.compression.quantization.smooth import pairs_of, smooth
 from espalier.compression.second_order import dampen, inverse_factor, round_columns
@@ -79,16 +87,47 @@ class QuantizationReport:
 _KINDS = {STATIC: "static", TOKEN: "dynamic", FLOAT: "kept float"}
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A layer's weight before and after rounding, and the errors of its outputs by how its inputs are quantised:
+    ``plain`` with the weight rounded to the nearest, ``errors`` as it was rounded."""
+
+    weight: Tensor
+    rounded: Tensor
+    plain: dict[str, float]
+    errors: dict[str, float]
+
+
 @dataclass
 class _Shared:
-    """Layers that read one tensor. ``options``: ways to quantise them, the current one first and FLOAT last."""
+    """Layers that read one tensor. ``options``: ways to quantise them, the current one first and FLOAT last.
 
-    rows: list[LayerQuantization]
+    ``scale`` and ``zero`` of static inputs cut off the share ``saturated``. ``harm`` is known for options measured.
+    """
+
+    layers: dict[str, _Layer]
     options: list[str]
+    why: str
     scale: Tensor
     zero: Tensor
-    weights: dict[str, tuple[Tensor, Tensor]]  # float and rounded
+    saturated: float
     harm: dict[str, float] = field(default_factory=dict)
+
+    def row(self, name: str) -> LayerQuantization:
+        """What the report says about a layer."""
+        layer, option = self.layers[name], self.options[0]
+        outputs, inputs = layer.weight.shape
+        return LayerQuantization(
+            name,
+            (outputs, inputs),
+            option,
+            self.why,
+            error_static=layer.plain[STATIC],
+            error_token=layer.plain[TOKEN],
+            error=layer.errors.get(option, 0.0),
+            saturated=self.saturated if option == STATIC else None,
+            harm=self.harm.get(option),
+        )
 
 
 class Quantizer:
@@ -155,7 +194,7 @@ class Quantizer:
                 return _unexplained(wanted, [answers(self.model, batch) for batch in judged])
 
         fidelity = 1 - self._choose(shared, layers, lost)
-        rows = {row.name: replace(row, harm=group.harm.get(row.activations)) for group in shared for row in group.rows}
+        rows = {name: group.row(name) for group in shared for name in group.layers}
         rows |= {name: self._kept_row(name) for name in self.kept}
         self._finish(layers, rows)
         ordered = tuple(rows[name] for name in find_linear(self.model, self.config.include, ()) if name in rows)
@@ -233,37 +272,26 @@ class Quantizer:
         scale, zero = parameters(*range_of(self.settings.range, inputs, self.settings.percentile))
         sample = inputs.sample
         rounded_inputs = {STATIC: round_static(sample, scale, zero), TOKEN: round_tokens(sample)}
-        plain = {name: {STATIC: 0.0, TOKEN: 0.0} for name in stage.names}
-        modules = {name: QuantizedLinear.convert(layers[name], TOKEN) for name in stage.names}
-        for name, module in modules.items():
-            weight = module.rounded_weight()
-            for kind, x in rounded_inputs.items():
-                plain[name][kind] = _output_error(sample, module.weight, x, weight)
-        options = self._options({kind: sum(errors[kind] for errors in plain.values()) for kind in rounded_inputs})
-        weights: dict[str, tuple[Tensor, Tensor]] = {}
         factor = None
         if gptq:
             what = f"the Hessian of the inputs of {stage.names[0]!r}"
             factor = inverse_factor(dampen(hessian / inputs.tokens, self.config.calibration.dampening), what)
-        rows = []
+        modules = {name: QuantizedLinear.convert(layers[name], TOKEN) for name in stage.names}
+        found: dict[str, _Layer] = {}
         for name, module in modules.items():
-            before = module.weight.detach().clone()
+            weight = module.weight.detach().clone()
+
+            def errors(module: QuantizedLinear = module, weight: Tensor = weight) -> dict[str, float]:
+                rounded = module.rounded_weight().detach()
+                return {kind: _output_error(sample, weight, x, rounded) for kind, x in rounded_inputs.items()}
+
+            plain = errors()
             if factor is not None:
                 self._round(module, factor)
-            weights[name] = before, module.weight.detach().clone()
-            rows.append(
-                LayerQuantization(
-                    name,
-                    (module.out_features, module.in_features),
-                    options[0],
-                    self._why(options[0], first=True),
-                    error_static=plain[name][STATIC],
-                    error_token=plain[name][TOKEN],
-                    error=_output_error(sample, before, rounded_inputs[options[0]], module.rounded_weight()),
-                    saturated=_outside(sample, scale, zero) if options[0] == STATIC else None,
-                )
-            )
-        shared = _Shared(rows, options, scale, zero, weights)
+            found[name] = _Layer(weight, module.weight.detach().clone(), plain, errors() if gptq else plain)
+        options = self._options({kind: sum(layer.plain[kind] for layer in found.values()) for kind in rounded_inputs})
+        why = self._why(options[0], first=True)
+        shared = _Shared(found, options, why, scale, zero, _outside(sample, scale, zero))
         _use(shared, modules, options[0])
         return shared
 
@@ -306,8 +334,7 @@ class Quantizer:
             if worst.options == [FLOAT]:
                 break
             worst.options.pop(0)
-            option = worst.options[0]
-            worst.rows = [replace(row, activations=option, why=self._why(option, first=False)) for row in worst.rows]
+            worst.why = self._why(worst.options[0], first=False)
             self._measure(worst, shared, layers, lost)
             for group in shared:
                 _use(group, layers, group.options[0])
@@ -339,12 +366,12 @@ class Quantizer:
 
 def _use(group: _Shared, layers: Mapping[str, nn.Linear], option: str) -> None:
     """Let the layers of a group compute in one of its ways."""
-    for name, (plain, rounded) in group.weights.items():
+    for name, layer in group.layers.items():
         module = layers[name]
         if not isinstance(module, QuantizedLinear):
             continue
         with torch.no_grad():
-            module.weight.copy_(plain if option == FLOAT else rounded)
+            module.weight.copy_(layer.weight if option == FLOAT else layer.rounded)
         module.active = option != FLOAT
         if option == STATIC:
             module.set_input(group.scale, group.zero)
@@ -354,15 +381,15 @@ def _use(group: _Shared, layers: Mapping[str, nn.Linear], option: str) -> None:
 
 def _output_error(x: Tensor, weight: Tensor, rounded: Tensor, rounded_weight: Tensor) -> float:
     """The squared error of a layer's outputs over their squared norm."""
-    y = x @ weight.detach().float().T
-    error = float(((rounded @ rounded_weight.detach().T - y) ** 2).sum())
+    y = x @ weight.float().T
+    error = float(((rounded @ rounded_weight.T - y) ** 2).sum())
     return error / (float((y**2).sum()) or 1.0)
 
 
 def _outside(x: Tensor, scale: Tensor, zero: Tensor) -> float:
     """The share of values that the range of a scale and zero point does not hold."""
     steps = torch.round(x / scale) + zero
-    return float(((steps < -128) | (steps > 127)).float().mean())
+    return float(((steps < LOW) | (steps > HIGH)).float().mean())
 
 
 def _unexplained(wanted: list[Tensor], got: list[Tensor]) -> float:
