@@ -74,9 +74,9 @@ class Trial:
 def highest(run: Run, name: str, precision: str) -> dict[str, Any]:
     """The highest rate within the bound, in steps of 5 % of the offline rate."""
     graph = graph_named(run, name)
-    program = program_of(run, graph, precision, Limits(tokens=8192, lanes=LANES))
+    program = program_of(run, graph, precision, Limits(tokens=512 if run.smoke else 8192, lanes=LANES))
     rows = rows_of(lengths_of(run, 8 if run.smoke else 4096), graph)
-    program.run_ragged(rows)
+    warm_up = program.warm_up([len(row) for row in rows["input_ids"][:64]])
     trial = Trial(program, rows)
     offline = 20.0 if run.smoke else offline_rate(run, f"{name}/{precision}")
     trials = []
@@ -85,11 +85,8 @@ def highest(run: Run, name: str, precision: str) -> dict[str, Any]:
         if trials[-1]["p99_ms"] > BOUND * 1e3:
             break
     met = [t["rate"] for t in trials if t["p99_ms"] <= BOUND * 1e3]
-    return {
-        "queries_per_s": max(met, default=0.0),
-        "share_of_offline": max(met, default=0.0) / offline,
-        "trials": trials,
-    }
+    best = max(met, default=0.0)
+    return {"queries_per_s": best, "share_of_offline": best / offline, "warm_up_seconds": warm_up, "trials": trials}
 
 
 def offline_rate(run: Run, row: str) -> float:

@@ -52,14 +52,16 @@ def test_a_doubling_takes_a_few_buckets() -> None:
 @given(LENGTHS)
 def test_tiles_cover_every_query_once(lengths: list[int]) -> None:
     own = np.array(lengths, np.int32)
-    count = sum(lengths) // TILE + len(lengths)
+    count = sum(lengths) // TILE + len(lengths) + 3
     tiles = tiles_of(own, count)
     assert tiles.shape == (count, 2)
     assert tiles.dtype == np.int32
     used = tiles[tiles[:, 0] >= 0]
     covered = [(s, q) for s, first in used for q in range(first, min(first + TILE, lengths[s]))]
     assert sorted(covered) == [(s, q) for s, n in enumerate(lengths) for q in range(n)]
-    assert (tiles[len(used) :] == -1).all()
+    rest = tiles[len(used) :]
+    assert (rest[:, 0] == -1).all()
+    np.testing.assert_array_equal(rest[:, 1], sum(lengths) + TILE * np.arange(len(rest)))
     assert list(own[used[:, 0]]) == sorted(own[used[:, 0]], reverse=True)
 
 

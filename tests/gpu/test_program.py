@@ -217,6 +217,24 @@ def test_empty_batch() -> None:
     assert [array.shape for array in found.values()] == [(0, 7, 32), (0, 32), (0, 32), (0, 7), (0, 32)]
 
 
+def test_warming_up_leaves_a_graph_for_every_size() -> None:
+    program = GpuProgram(ENCODER, device="torch-cpu", precision="fp32", limits=Limits(tokens=256, lanes=2))
+    made: list[object] = []
+    capture = program.runtime.capture
+
+    def count(work: Callable[[], None], stream: object, pool: object) -> Callable[[], None]:
+        made.append(work)
+        return capture(work, stream, pool)
+
+    program.runtime.capture = count  # type: ignore[method-assign]
+    program.warm_up([20, 60, 30])
+    captured = len(made)
+    assert captured >= 2 * 4
+    check(ENCODER, program, feeds(1, 30, "full"))
+    check(ENCODER, program, feeds(6, 40, "full"))
+    assert len(made) == captured
+
+
 def test_an_id_outside_its_table_never_reaches_the_device() -> None:
     given_ = feeds(2, 5, "full")
     for wrong in (-1, VOCABULARY):

@@ -22,6 +22,9 @@ TILE = 64
 _STEP = 64
 """The finest step of token buckets: a multiple of every alignment that a matrix product asks for."""
 
+_SHORT = 128
+"""The lowest bound on a sequence's tokens that attention kernels of fixed grids are launched for; then times 4."""
+
 
 def bucket(count: int, step: int) -> int:
     """``count`` rounded up to the next of ``step, 2 step, ... 8 step``, then of eighths of powers of two.
@@ -49,34 +52,45 @@ class Shape:
 
     @property
     def tiles(self) -> int:
-        """Rows of the table of tiles: each sequence may leave its last tile unfilled."""
-        return self.tokens // TILE + self.sequences
+        """Rows of the table of tiles: each sequence may leave its last tile unfilled, and so may the empty rest."""
+        return self.tokens // TILE + self.sequences + 1
 
 
 def shape_of(batch: PackedBatch) -> Shape:
-    """The bucket of a batch."""
-    return Shape(
-        bucket(batch.tokens, _STEP),
-        bucket(len(batch.lengths), 1),
-        bucket(int(batch.lengths.max()), _STEP),
-        batch.key_bias is not None,
-        batch.token_weights is not None,
-    )
+    """The bucket of a batch: fine in tokens, which cost time, and coarse in the rest, so that graphs stay few."""
+    tokens = bucket(batch.tokens, _STEP)
+    count = len(batch.lengths)
+    sequences = next(room for room in (tokens // 128, tokens // 32, tokens // 8, tokens) if room >= count)
+    longest = _SHORT
+    while longest < int(batch.lengths.max()):
+        longest *= 4
+    return Shape(tokens, sequences, longest, batch.key_bias is not None, batch.token_weights is not None)
+
+
+def buckets_up_to(tokens: int) -> list[int]:
+    """Every token bucket that batches of up to ``tokens`` tokens fall into."""
+    found = [_STEP]
+    while found[-1] < tokens:
+        found.append(bucket(found[-1] + 1, _STEP))
+    return found
 
 
 def tiles_of(lengths: np.ndarray, count: int) -> np.ndarray:
-    """Tiles of at most :data:`TILE` queries: int32 ``[count, 2]`` of sequence and first query, -1 where there is none.
+    """Tiles of at most :data:`TILE` queries: int32 ``[count, 2]`` of sequence and first query.
 
-    Long sequences come first, so that their programs do not start last.
+    Long sequences come first, so that their programs do not start last. The other tiles have sequence -1 and cover the
+    rows behind the last sequence, one tile after another.
     """
     per_sequence = -(-lengths // TILE)
     order = np.argsort(-lengths, kind="stable")
     per_ordered = per_sequence[order]
     sequence = np.repeat(order, per_ordered)
     before = np.repeat(np.cumsum(per_ordered) - per_ordered, per_ordered)
+    used = len(sequence)
     tiles = np.full((count, 2), -1, np.int32)
-    tiles[: len(sequence), 0] = sequence
-    tiles[: len(sequence), 1] = (np.arange(len(sequence)) - before) * TILE
+    tiles[:used, 0] = sequence
+    tiles[:used, 1] = (np.arange(used) - before) * TILE
+    tiles[used:, 1] = int(lengths.sum()) + np.arange(count - used) * TILE
     return tiles
 
 

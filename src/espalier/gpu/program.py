@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from espalier.compiler.packed import OpTime, PackedBatch, PackedProgram, token_input
 from espalier.errors import EngineError
-from espalier.gpu.batches import DeviceBatch, Layout, Shape, places_of, shape_of, split, take
+from espalier.gpu.batches import DeviceBatch, Layout, Shape, buckets_up_to, places_of, shape_of, split, take
 from espalier.gpu.device import CHECKING, choose_precision, find
 from espalier.gpu.instructions import Instruction, Observer, SliceFeatures, State, Store
 from espalier.gpu.kernels.eager import EagerKernels
@@ -39,7 +40,7 @@ class Limits:
     tokens: int = 16384
     sequences: int = 1024
     lanes: int = 2
-    graphs: int = 64
+    graphs: int = 256
 
 
 @dataclass
@@ -101,6 +102,7 @@ class GpuProgram(PackedProgram):
         self._output_domains = {output.number: output.domain for output in self._plumbing.outputs}
         self._lanes: Lanes[_Lane, list[np.ndarray]] = Lanes(self.limits.lanes, self._lane, self._enqueue)
         self._profile: list[OpTime] = []
+        self.runtime.settle()  # weights were put there by another stream than those of the lanes
 
     def _choose_kernels(self, tune: bool) -> EagerKernels:
         if self.where == CHECKING:
@@ -145,10 +147,11 @@ class GpuProgram(PackedProgram):
 
     def measure(self, batch: PackedBatch) -> list[OpTime]:
         """Time every operation by itself on ``batch``: what a roofline compares. Runs without a graph."""
-        prepared = self._prepare(shape_of(batch), self._lane(), capture=False)
-        self._stage(prepared, batch)
+        lane = self._lane()
         rows: list[tuple[str, float]] = []
-        with torch.inference_mode():
+        with torch.inference_mode(), self.runtime.on(lane.stream):
+            prepared = self._prepare(shape_of(batch))
+            self._stage(prepared, batch)
             for instruction in self.instructions:
                 # Without dropping what it reads: an operation is repeated.
                 lasting = replace(instruction, last=())
@@ -159,12 +162,40 @@ class GpuProgram(PackedProgram):
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
-    def warm_up(self, batch: PackedBatch) -> float:
-        """Capture what a batch like this needs, in every lane. Seconds it took."""
+    def warm_up(self, lengths: Sequence[int]) -> float:
+        """Measure kernels and capture graphs for batches of sequences like these, of every size. Seconds it took.
+
+        Otherwise the first batch of each size pays for that.
+        """
         start = time.perf_counter()
-        for _ in self._lanes.run_all([batch] * self.limits.lanes):
-            pass
+        for tokens in buckets_up_to(self.limits.tokens):
+            batch = self._made_up(lengths, tokens)
+            for _ in self._lanes.run_all([batch] * self.limits.lanes):
+                pass
         return time.perf_counter() - start
+
+    def _made_up(self, lengths: Sequence[int], tokens: int) -> PackedBatch:
+        """A batch of ``tokens`` tokens in sequences of these lengths, its values zeros."""
+        own: list[int] = []
+        for length in itertools.cycle(lengths):
+            own.append(min(length, tokens - sum(own)))
+            if sum(own) == tokens:
+                break
+        each = np.array(own, np.int32)
+        return PackedBatch(
+            each,
+            np.zeros_like(each),
+            each,
+            int(each.max()),
+            [np.zeros(tokens, np.int32) for _ in self._plumbing.indices],
+            [
+                np.zeros((tokens if domain == "token" else len(each), width), np.float32)
+                for domain, width in zip(self._domains, self._float_widths, strict=True)
+            ],
+            [],
+            None,
+            None,
+        )
 
     def _launch(self, batch: PackedBatch) -> list[np.ndarray]:
         self._check(batch)
@@ -199,15 +230,14 @@ class GpuProgram(PackedProgram):
 
     def _enqueue(self, lane: _Lane, batch: PackedBatch) -> Callable[[], list[np.ndarray]]:
         shape = shape_of(batch)
-        with torch.inference_mode():
+        with torch.inference_mode(), self.runtime.on(lane.stream):
             if self._captures(shape):
-                prepared = lane.prepared.get(shape, lambda: self._prepare(shape, lane, capture=True, first=batch))
+                prepared = lane.prepared.get(shape, lambda: self._capture(shape, lane, batch))
             else:
-                prepared = self._prepare(shape, lane, capture=False)
-            with self.runtime.on(lane.stream):
-                self._stage(prepared, batch)
-                prepared.launch()
-                prepared.host_out.copy_(prepared.device_out, non_blocking=True)
+                prepared = self._prepare(shape)
+            self._stage(prepared, batch)
+            prepared.launch()
+            prepared.host_out.copy_(prepared.device_out, non_blocking=True)
             wait = self.runtime.mark(lane.stream)
 
         def finish() -> list[np.ndarray]:
@@ -220,7 +250,15 @@ class GpuProgram(PackedProgram):
         """Whether batches of this shape run by a graph: those with biases differ in more than their bucket."""
         return not self._plumbing.biases and self.observer is None and shape.tokens <= self.limits.tokens
 
-    def _prepare(self, shape: Shape, lane: _Lane, *, capture: bool, first: PackedBatch | None = None) -> _Prepared:
+    def _capture(self, shape: Shape, lane: _Lane, first: PackedBatch) -> _Prepared:
+        """Buffers and a graph. The run before a capture computes ``first``: kernels are compared on real data."""
+        prepared = self._prepare(shape)
+        self._stage(prepared, first)
+        prepared.launch = self.runtime.capture(prepared.launch, lane.stream, lane.pool)
+        return prepared
+
+    def _prepare(self, shape: Shape) -> _Prepared:
+        """Buffers, and what computes on them one operation after another."""
         layout = Layout(
             shape,
             columns=sorted(set(self._plumbing.columns)),
@@ -241,7 +279,7 @@ class GpuProgram(PackedProgram):
             for instruction in self.instructions:
                 instruction.run(state)
 
-        prepared = _Prepared(
+        return _Prepared(
             layout,
             self.runtime.host_buffer(layout.size, torch.int32),
             device_in,
@@ -250,17 +288,13 @@ class GpuProgram(PackedProgram):
             self.runtime.host_buffer(sum(sizes), torch.float32),
             work,
         )
-        if capture and first is not None:
-            # The run before a capture computes on real data, so that kernels are compared on it too.
-            with self.runtime.on(lane.stream):
-                self._stage(prepared, first)
-            prepared.launch = self.runtime.capture(work, lane.stream, lane.pool)
-        return prepared
 
     def _stage(self, prepared: _Prepared, batch: PackedBatch) -> None:
         prepared.layout.fill(prepared.host_in.numpy(), batch)
         prepared.device_in.copy_(prepared.host_in, non_blocking=True)
-        prepared.state.batch.biases = [torch.from_numpy(b).to(self.runtime.device) for b in batch.biases]
+        prepared.state.batch.biases = [
+            torch.tensor(bias, dtype=torch.float32, device=self.runtime.device) for bias in batch.biases
+        ]
 
     def _rows(self, number: int, shape: Shape) -> int:
         return shape.tokens if self._output_domains[number] == "token" else shape.sequences

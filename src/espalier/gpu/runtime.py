@@ -48,6 +48,10 @@ class Runtime(ABC):
         """A mark behind what ``stream`` has been given so far, to be waited for."""
 
     @abstractmethod
+    def settle(self) -> None:
+        """Wait for all work, of every stream."""
+
+    @abstractmethod
     def seconds(self, call: Callable[[], object]) -> float:
         """How long ``call`` keeps the device busy."""
 
@@ -81,6 +85,9 @@ class CpuRuntime(Runtime):
     def mark(self, stream: Any) -> Wait:
         """All work is done at once."""
         return lambda: None
+
+    def settle(self) -> None:
+        """All work is done at once."""
 
     def seconds(self, call: Callable[[], object]) -> float:
         """By the clock."""
@@ -130,10 +137,14 @@ class CudaRuntime(Runtime):
         wait: Wait = event.synchronize
         return wait
 
+    def settle(self) -> None:
+        """Of the whole device."""
+        torch.cuda.synchronize(self.device)
+
     def seconds(self, call: Callable[[], object]) -> float:
         """The mean of a few repeats between two events, after one to warm up."""
         call()
-        torch.cuda.synchronize(self.device)
+        self.settle()
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         for _ in range(self._REPEATS):

@@ -26,14 +26,23 @@ def _attention_kernel(
     q, k, v, out, out8, bounds, tiles, key_bias, bias, starts,
     q_stride, k_stride, v_stride, out_stride,
     bias_batch, bias_head, bias_query, bias_key,
-    scale, inverse_scale,
+    scale, inverse_scale, tokens,
     HAS_KEY_BIAS: tl.constexpr, HAS_BIAS: tl.constexpr, KEEP: tl.constexpr, QUANTIZE: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr,
     SIZE: tl.constexpr, V_SIZE: tl.constexpr, BLOCK: tl.constexpr, V_BLOCK: tl.constexpr,
 ):  # fmt: skip
     sequence = tl.load(tiles + 2 * tl.program_id(0))
     head = tl.program_id(1)
-    if sequence < 0:  # the table of tiles is as long as the bucket needs at most
+    if sequence < 0:  # rows behind the last sequence
+        row = tl.load(tiles + 2 * tl.program_id(0) + 1) + tl.arange(0, QUERIES)
+        column = tl.arange(0, V_BLOCK)
+        empty = (row < tokens)[:, None] & (column < V_SIZE)[None, :]
+        spot = row.to(tl.int64)[:, None] * out_stride + head * V_SIZE + column[None, :]
+        nothing = tl.zeros([QUERIES, V_BLOCK], tl.float32)
+        if KEEP:
+            tl.store(out + spot, nothing.to(out.dtype.element_ty), empty)
+        if QUANTIZE:
+            tl.store(out8 + spot, nothing.to(tl.float8e4nv), empty)
         return
     first, last = tl.load(bounds + sequence), tl.load(bounds + sequence + 1)
     length = last - first
@@ -97,19 +106,16 @@ def attention(
     """``softmax(scale q k^T + biases) v`` within each sequence. ``q``, ``k`` ``[T, H*D]``, ``v`` ``[T, H*Dv]``.
 
     ``batch`` (:class:`espalier.gpu.batches.DeviceBatch`) says where sequences begin and has the bias per key; ``bias``
-    float32 ``[B or 1, H or 1, S or 1, S or 1]`` is in the columns of the padded batch. Rows of no sequence stay zero.
+    float32 ``[B or 1, H or 1, S or 1, S or 1]`` is in the columns of the padded batch. Rows of no sequence become zero.
     """
     size, v_size = q.shape[1] // heads, v.shape[1] // heads
     kept, quantized = empty_result((v.shape[0], v.shape[1]), v.device, form)
-    for result in (kept, quantized):
-        if result is not None:
-            result.view(torch.uint8).zero_()
     # An extent of one is broadcast by a stride of zero.
     strides = [0] * 4 if bias is None else [0 if n == 1 else s for n, s in zip(bias.shape, bias.stride(), strict=True)]
     _attention_kernel[(len(batch.tiles), heads)](
         q, k, v, v if kept is None else kept, v if quantized is None else quantized,
         batch.bounds, batch.tiles, v if batch.key_bias is None else batch.key_bias, v if bias is None else bias,
-        batch.starts, q.stride(0), k.stride(0), v.stride(0), v.shape[1], *strides, scale, form.inverse_scale,
+        batch.starts, q.stride(0), k.stride(0), v.stride(0), v.shape[1], *strides, scale, form.inverse_scale, len(v),
         HAS_KEY_BIAS=batch.key_bias is not None, HAS_BIAS=bias is not None,
         KEEP=kept is not None, QUANTIZE=quantized is not None,
         QUERIES=TILE, KEYS=_KEYS, SIZE=size, V_SIZE=v_size,

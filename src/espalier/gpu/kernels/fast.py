@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
+from triton.errors import TritonError
 
 from espalier.gpu.batches import DeviceBatch
 from espalier.gpu.device import Capabilities
@@ -39,7 +40,9 @@ class FastKernels(EagerKernels):
     ) -> None:
         self._found = found
         self._attention = attention
-        self.choices: Choices[Result] = Choices(agree, seconds, tune=tune)
+        # Triton's own errors, as of a kernel that needs more memory than a multiprocessor has, are of no other class.
+        failures = (RuntimeError, ValueError, TritonError)
+        self.choices: Choices[Result] = Choices(agree, seconds, tune=tune, failures=failures)
 
     def gemm(self, x: torch.Tensor, weight: Weight, activation: str, form: Form) -> Result:
         """By a library, or by the persistent kernel with everything in its epilogue."""
@@ -114,8 +117,14 @@ class FastKernels(EagerKernels):
                 ways["flex"] = partial(self._library, flex.attention, q, k, v, heads, scale, batch, form)
         if self._attention != "auto":
             return ways.get(self._attention, ways["triton"])()
-        shape = batch.shape
-        return self.choices.run(("attention", shape, q.shape[1], heads, form.keep, form.scale is None), ways)
+
+        def real(result: Result) -> Result:
+            used = int(batch.bounds[-1])
+            kept, quantized = (None if x is None else x[:used] for x in result)
+            return kept, quantized
+
+        key = ("attention", batch.shape, q.shape[1], heads, form.keep, form.scale is None)
+        return self.choices.run(key, ways, real)
 
     def _library(
         self,
