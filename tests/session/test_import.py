@@ -39,7 +39,8 @@ def test_reaching_for_the_verbs_needs_numpy_only() -> None:
 
 
 def test_public_names() -> None:
-    assert espalier.__all__ == ["Session", "__version__", "compile", "compress", "errors", "load"]
+    names = ["Session", "__version__", "calibrate", "compile", "compress", "errors", "load"]
+    assert espalier.__all__ == names
     assert set(espalier.__all__) <= set(dir(espalier))
     for name in espalier.__all__:
         assert getattr(espalier, name) is not None

@@ -47,7 +47,7 @@ def read(path: str | Path) -> Graph:
 
 def _read(path: Path, data: mmap.mmap) -> Graph:
     import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from google.protobuf.message import DecodeError
 
     stripped, large = _strip(data)
     model = onnx.ModelProto()
