@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,8 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads to run on.  [default: the cores it may use]")
 @click.option("--no-tune", is_flag=True, help="Choose weight formats by the cost model instead of by measurement.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N, or torch-cpu to check.")
+@click.option("--precision", help="On a GPU: fp32, fp16 or bf16.  [default: bf16]")
 @debug_option
 def serve(models: tuple[str, ...], **options: Any) -> None:
     """Serve models until SIGTERM: the Open Inference Protocol, OpenAI's embeddings, and tasks on texts.
@@ -72,6 +75,8 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
         tls=_tls(Tls, options["tls_cert"], options["tls_key"], options["tls_client_ca"]),
         threads=options["threads"],
         tune=not options["no_tune"],
+        device=options["device"],
+        precision=options["precision"],
         load_from=options["load_from"],
         limits=Limits(
             tokens=options["batch_tokens"],
@@ -101,6 +106,9 @@ def _serve_on_cluster(address: str, models: dict[str, Path], config: ServerConfi
         raise ConfigError("a cluster serves HTTP without TLS and without loading by name; leave these options out")
     if not models:
         raise ConfigError("nothing to serve; give models")
+    from espalier.cluster import settings
+
+    os.environ.update(settings.environment(config.host))  # Ray reads it when it is imported
     from espalier.cluster.replica import keep
 
     shared = {
@@ -108,6 +116,8 @@ def _serve_on_cluster(address: str, models: dict[str, Path], config: ServerConfi
         "token": config.token,
         "threads": config.threads,
         "tune": config.tune,
+        "device": config.device,
+        "precision": config.precision,
         "limits": asdict(config.limits),
     }
     keep(address, models, shared, host=config.host, port=config.http_port, say=show.say)

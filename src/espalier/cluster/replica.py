@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import signal
 import tarfile
 import tempfile
@@ -93,7 +92,6 @@ def keep(
     The cluster goes on serving without this process; only machines that join, or come back, get no models then. Models
     that are served already are replaced machine by machine. Raises EngineError when the cluster cannot be reached.
     """
-    os.environ.update(settings.environment(host))
     try:
         ray.init(address, namespace=settings.APPLICATION, logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, RuntimeError) as error:
