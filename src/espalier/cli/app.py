@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -13,13 +13,12 @@ import espalier
 from espalier.cli import files, show
 from espalier.cli.cluster import cluster
 from espalier.cli.compress import compress
-from espalier.cli.entry import EspalierGroup, debug_option, json_option
+from espalier.cli.entry import EspalierGroup, debug_option, json_option, target_options
 from espalier.cli.mlperf import mlperf
 from espalier.cli.serve import serve
 
 CHECK_FAILED = 1
 
-F = TypeVar("F")
 
 _MODEL = click.argument("model", type=click.Path(path_type=Path))
 _THREADS = click.option(
@@ -28,20 +27,6 @@ _THREADS = click.option(
 _NO_TUNE = click.option(
     "--no-tune", is_flag=True, help="Choose weight formats by the cost model instead of by measurement."
 )
-
-
-def _target(command: F) -> F:
-    """The options that say where a model runs."""
-    options: Any = (
-        click.option(
-            "--calibration", type=click.Path(path_type=Path), help="FP8 scales from `espalier calibrate`, for a GPU."
-        ),
-        click.option("--precision", help="On a GPU: fp32, fp16, bf16 or fp8.  [default: bf16, or fp8 if calibrated]"),
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N, or torch-cpu to check."),
-    )
-    for option in options:
-        command = option(command)
-    return command
 
 
 @click.group(cls=EspalierGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -56,7 +41,7 @@ def main() -> None:
 
 @main.command(short_help="Show inputs, outputs, and what runs where and why.")
 @_MODEL
-@_target
+@target_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @debug_option
 def inspect(model: Path, as_json: bool, **target: Any) -> None:
@@ -75,7 +60,7 @@ def inspect(model: Path, as_json: bool, **target: Any) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .npz file to write.")
 @_THREADS
 @_NO_TUNE
-@_target
+@target_options
 @debug_option
 def run(model: Path, inputs: Path, output: Path, threads: int | None, no_tune: bool, **target: Any) -> None:
     """Run MODEL once on saved inputs and save its outputs."""
@@ -130,7 +115,7 @@ def compile(model: Path, output: Path, exact: bool, threads: int | None, no_tune
     help="Relative error that still agrees.  [default: 2e-4; 0.05 and 0.2 in 16 and 8 bits on a GPU]",
 )
 @_NO_TUNE
-@_target
+@target_options
 @json_option("Write the whole result as JSON.")
 @debug_option
 @click.pass_context

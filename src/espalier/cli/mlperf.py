@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from espalier.cli import show
-from espalier.cli.entry import debug_option
+from espalier.cli.entry import debug_option, target_options
 
 if TYPE_CHECKING:
     from espalier.mlperf.results import System
@@ -63,6 +63,7 @@ def mlperf() -> None:
 @click.option("--latency-ms", type=click.FloatRange(min=0, min_open=True), help="The Server's bound.  [default: 130]")
 @click.option("--network", multiple=True, metavar="HOST:PORT", help="A node that runs the model; several may be given.")
 @click.option("--fresh", is_flag=True, help="Measure again what is finished.")
+@target_options
 @debug_option
 @click.pass_context
 def run(context: click.Context, /, model: Path, **options: Any) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
     """``padding``: ``"none"``, ``"longest"`` of a batch, or ``"max"`` (``max_length`` tokens). ``batch``: most
-    sequences of a padded batch.
+    sequences of a padded batch. ``device``, ``precision`` and ``calibration``: of Espalier's sessions.
     """
 
     threads: int
@@ -36,6 +36,9 @@ class EngineSettings:
     batch: int
     max_length: int
     tune: bool = True
+    device: str = "cpu"
+    precision: str | None = None
+    calibration: str | None = None
 
 
 class Engine(ABC):
@@ -74,7 +77,15 @@ class Espalier(Engine):
         super().__init__(model, pipeline, settings)
         from espalier.session import load
 
-        self._pipeline = pipeline(load(model, threads=settings.threads, tune=settings.tune), None)
+        session = load(
+            model,
+            threads=settings.threads,
+            tune=settings.tune,
+            device=settings.device,
+            precision=settings.precision,
+            calibration=settings.calibration,
+        )
+        self._pipeline = pipeline(session, None)
 
     def run(self, features: Sequence[Feature]) -> list[np.ndarray]:
         return self._pipeline.run(features)

@@ -45,6 +45,7 @@ class Settings:
     ``padding`` and ``batch`` are for engines that need them; ``server_qps`` skips the search for the Server's rate.
     ``network``: addresses of nodes (``espalier mlperf node``) that run the model in place of this machine.
     ``python``: the interpreter of another environment, for its engine. ``audits``: compliance tests to run too.
+    ``device``, ``precision``, ``calibration``: as :func:`espalier.load` takes them.
     """
 
     benchmark: str
@@ -70,8 +71,13 @@ class Settings:
     category: str = "edge"
     network: tuple[str, ...] = ()
     round: str = "v6.1"
+    device: str = "cpu"
+    precision: str | None = None
+    calibration: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.device != "cpu" and self.engine != "espalier":
+            raise InputError(f"the engine {self.engine} runs on the CPU here; leave out device {self.device!r}")
         unknown = [mode for mode in self.modes if mode not in _MODES]
         if unknown:
             raise InputError(f"unknown mode {', '.join(unknown)}; known: {', '.join(_MODES)}")
@@ -181,6 +187,9 @@ class Runner:
             batch=self.settings.batch,
             max_length=self.library.max_length,
             tune=self.settings.tune,
+            device=self.settings.device,
+            precision=self.settings.precision,
+            calibration=None if self.settings.calibration is None else str(self.settings.calibration.resolve()),
         )
 
     def _job(self, scenario: str, mode: str, out: Path, conf: Mapping[str, float]) -> Job:
@@ -497,6 +506,8 @@ def _system_name(model: Path, settings: Settings, padding: str) -> str:
     parts = [settings.engine, model.stem if model.is_file() else model.name]
     if padding == "longest":
         parts.append("unpadded")
+    if settings.device != "cpu":
+        parts += [settings.device, "fp8" if settings.calibration is not None else settings.precision or "bf16"]
     return "-".join("".join(c if c.isalnum() or c in "._-" else "-" for c in part) for part in parts)
 
 

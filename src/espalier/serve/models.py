@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from espalier.errors import InputNameError, UnknownModelError
 from espalier.pipelines import Embeddings, Pipeline, QuestionAnswering, TextClassification, TokenClassification, choose
@@ -44,10 +45,10 @@ class Model:
 class Models:
     """Models by name. Looking up is for one thread, :meth:`load` may run in another."""
 
-    def __init__(self, *, threads: int | None = None, tune: bool = True, folder: Path | None = None) -> None:
+    def __init__(self, *, folder: Path | None = None, **options: Any) -> None:
+        """``options`` go to :func:`espalier.load`."""
         self.folder = folder
-        self._threads = threads
-        self._tune = tune
+        self._options = options
         self._models: dict[str, Model] = {}
         self._versions: dict[str, int] = {}
         self._loading = threading.Lock()
@@ -99,7 +100,7 @@ class Models:
             )
         with self._loading:
             version = self._versions.get(name, 0) + 1
-            model = Model(name, version, path, load(path, threads=self._threads, tune=self._tune))
+            model = Model(name, version, path, load(path, **self._options))
             self._versions[name] = version
             self._models[name] = model
         return model

@@ -26,7 +26,13 @@ class Service:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.metrics = Metrics()
-        self.models = Models(threads=config.threads, tune=config.tune, folder=config.load_from)
+        self.models = Models(
+            folder=config.load_from,
+            threads=config.threads,
+            tune=config.tune,
+            device=config.device,
+            precision=config.precision,
+        )
         self.dispatcher = Dispatcher(config.limits, self.metrics)
         self.started = time.time()
         self.ready = False
