@@ -19,7 +19,7 @@ CXX_FILES := $(shell find csrc bindings -type f \( -name '*.h' -o -name '*.cc' -
 MODULES := $(sort $(shell find src -name '*.py'))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz sanitize lint format docs bench wheel clean
+.PHONY: help demo test test-all fuzz sanitize lint format docs proto bench wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -56,6 +56,10 @@ format: $(STAMPS)/lint ## rewrite Python and C++ in the house style
 
 docs: $(STAMPS)/venv ## write docs/api from the docstrings
 	$(BIN)/python docs/generate.py
+
+proto: $(STAMPS)/venv ## compile the gRPC protocol's description, after a change of the .proto
+	@$(PIP) install grpcio-tools
+	cd src/espalier/serve/rpc && $(abspath $(BIN))/python -m grpc_tools.protoc -I. --descriptor_set_out=open_inference.binpb open_inference.proto
 
 bench: $(STAMPS)/test ## the committed benchmark on this machine, beside the peers it finds; BENCH=--quick for a short one
 	$(BIN)/python benchmarks/engine.py $(BENCH)
