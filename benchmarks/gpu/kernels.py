@@ -61,8 +61,7 @@ def device_batch(run: Run, tokens: int) -> DeviceBatch:
 
 def cases(run: Run, shape: Encoder, tokens: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """Rows by name; each makes its operands when it is its turn."""
-    from espalier.gpu.kernels import attention, flex, fused, gemm
-    from espalier.gpu.kernels.fast import _varlen
+    from espalier.gpu.kernels import attention, fused, gemm, libraries
 
     device = runtime_of(run).device
 
@@ -100,8 +99,8 @@ def cases(run: Run, shape: Encoder, tokens: int) -> dict[str, Callable[[], dict[
         scale, used = shape.head_size**-0.5, int(batch.bounds[-1])
         ways: dict[str, Callable[[], torch.Tensor | None]] = {
             "triton": lambda: attention.attention(q, k, v, shape.heads, scale, batch, None, WIDE)[0],
-            "varlen": lambda: _varlen(q, k, v, shape.heads, scale, batch),
-            "flex": lambda: flex.attention(q, k, v, shape.heads, scale, batch),
+            "varlen": lambda: libraries.varlen(q, k, v, shape.heads, scale, batch),
+            "flex": lambda: libraries.flex(q, k, v, shape.heads, scale, batch),
         }
 
         def real(mixed: torch.Tensor | None) -> Result:

@@ -72,11 +72,11 @@ def work_of(program: GpuProgram, instruction: ops.Instruction, batch: PackedBatc
         squares = float(np.square(batch.lengths.astype(np.float64)).sum())
         return Work(4.0 * squares * width, 3 * tokens * width * wide + written(width, instruction.form))
     if isinstance(instruction, ops.Norm):
-        width = program._builder.tables[instruction.gamma].numel()
+        width = program.tables[instruction.gamma].numel()
         reads = 2 if instruction.residual else 1
         return Work(0.0, reads * tokens * width * wide + written(width, instruction.form))
     if isinstance(instruction, ops.Embed):
-        width = program._builder.tables[instruction.tables[0][0]].shape[1]
+        width = program.tables[instruction.tables[0][0]].shape[1]
         return Work(0.0, len(instruction.tables) * tokens * width * wide + written(width, instruction.form))
     return Work(0.0, 0.0)
 

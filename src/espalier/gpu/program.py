@@ -22,7 +22,6 @@ from espalier.gpu.lower import LayerSpec, lower
 from espalier.gpu.parameters import Builder, Layer
 from espalier.gpu.runtime import CpuRuntime, CudaRuntime, Runtime
 from espalier.gpu.scales import Calibration, fingerprint
-from espalier.gpu.weights import Weight
 from espalier.ir.graph import Graph
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
@@ -67,7 +66,8 @@ class GpuProgram(PackedProgram):
     """A native graph on one device. Safe to call from several threads at once.
 
     ``device``: ``cuda``, ``cuda:N`` or ``torch-cpu``. ``precision``: see :func:`~espalier.gpu.device.choose_precision`.
-    ``tune``: measure which kernel is fastest, per layer and bucket. Raises MissingDependencyError, InputError or
+    ``tune``: measure which kernel is fastest, per layer and bucket; ``attention``: name one instead of measuring.
+    ``weights`` and ``tables`` are what it has on the device, by name. Raises MissingDependencyError, InputError or
     UnsupportedModelError.
     """
 
@@ -81,20 +81,22 @@ class GpuProgram(PackedProgram):
         tune: bool = True,
         exact_padding: bool = False,
         limits: Limits | None = None,
+        attention: str = "auto",
     ) -> None:
         place, self.found = find(device)
         self.precision = choose_precision(precision, self.found, calibrated=calibration is not None)
         self.limits = limits or Limits()
         self.where = device
         self.runtime: Runtime = CpuRuntime() if device == CHECKING else CudaRuntime(place)
-        self.kernels = self._choose_kernels(tune)
+        self.kernels = self._choose_kernels(tune, attention)
         self.observer: Observer | None = None
         self._dtype = DTYPES[self.precision]
         scales = calibration.scales if calibration is not None else {}
         self._lowered = lower(graph, dtype=self._dtype, scales=scales, exact_padding=exact_padding)
         self._plumbing = self._lowered.plumbing
         self._tokens_from = token_input(graph, self._plumbing)
-        self._builder = Builder(graph, self._lowered, self.found, place, self._dtype)
+        built = Builder(graph, self._lowered, self.found, place, self._dtype)
+        self.weights, self.tables, self._layers = built.weights, built.tables, built.layers
         self.fingerprint = fingerprint(graph)
         self._domains = [domain for _, domain in self._plumbing.floats]
         self._float_widths = [int(graph.types[name].shape[-1]) for name, _ in self._plumbing.floats]  # type: ignore[index]
@@ -104,12 +106,12 @@ class GpuProgram(PackedProgram):
         self._profile: list[OpTime] = []
         self.runtime.settle()  # weights were put there by another stream than those of the lanes
 
-    def _choose_kernels(self, tune: bool) -> EagerKernels:
+    def _choose_kernels(self, tune: bool, attention: str) -> EagerKernels:
         if self.where == CHECKING:
             return EagerKernels()
         from espalier.gpu.kernels.fast import FastKernels
 
-        return FastKernels(self.found, self.runtime.seconds, tune=tune)
+        return FastKernels(self.found, self.runtime.seconds, tune=tune, attention=attention)
 
     # ---- reports -----------------------------------------------------------------------------------------------------
 
@@ -123,16 +125,12 @@ class GpuProgram(PackedProgram):
         """The linear layers, by the name of their product."""
         return self._lowered.layers
 
-    @property
-    def weights(self) -> dict[str, Weight]:
-        """Their weights on the device."""
-        return self._builder.weights
-
     def layers(self) -> tuple[Layer, ...]:
         """Every operation: the format of its weight and its zeros where it has one."""
-        weights = self._builder.layers
         return tuple(
-            weights[instruction.weight] if hasattr(instruction, "weight") else Layer(instruction.label, instruction.op)
+            self._layers[instruction.weight]
+            if hasattr(instruction, "weight")
+            else Layer(instruction.label, instruction.op)
             for instruction in self.instructions
             if not isinstance(instruction, Store | SliceFeatures)
         )
@@ -273,7 +271,7 @@ class GpuProgram(PackedProgram):
             for part, (_, width) in zip(torch.split(device_out, sizes), sorted(self._widths.items()), strict=True)
         ]
         batch = DeviceBatch.of(layout, device_in)
-        state = State(self.kernels, self._builder.tables, self._builder.weights, batch, outputs, self.observer)
+        state = State(self.kernels, self.tables, self.weights, batch, outputs, self.observer)
 
         def work() -> None:
             for instruction in self.instructions:

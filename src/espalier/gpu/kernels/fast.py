@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
 from triton.errors import TritonError
 
+from espalier.errors import InputError, UnsupportedModelError
 from espalier.gpu.batches import DeviceBatch
 from espalier.gpu.device import Capabilities
 from espalier.gpu.form import Form, Result
 from espalier.gpu.kernels import attention as triton_attention
-from espalier.gpu.kernels import flex, fused, gemm
+from espalier.gpu.kernels import fused, gemm, libraries
 from espalier.gpu.kernels.eager import EagerKernels
 from espalier.gpu.tuning import Choices
 from espalier.gpu.weights import Dense, Fp8, Semistructured, Weight
@@ -27,7 +27,8 @@ _AGREEMENT = 0.02
 class FastKernels(EagerKernels):
     """Triton kernels, PyTorch's libraries, and a choice between them per shape and bucket.
 
-    ``attention``: ``auto`` measures, the others name one. ``seconds(call)`` times a call on the device.
+    ``attention`` is one of :data:`ATTENTIONS`: ``auto`` measures, the others name one. ``seconds`` times a call on the
+    device.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class FastKernels(EagerKernels):
         tune: bool,
         attention: str = "auto",
     ) -> None:
+        if attention not in ATTENTIONS:
+            raise InputError(f"unknown attention {attention!r}; expected one of {', '.join(ATTENTIONS)}")
         self._found = found
         self._attention = attention
         # Triton's own errors, as of a kernel that needs more memory than a multiprocessor has, are of no other class.
@@ -111,12 +114,17 @@ class FastKernels(EagerKernels):
             "triton": partial(triton_attention.attention, q, k, v, heads, scale, batch, bias, form)
         }
         if bias is None and batch.key_bias is None and q.dtype != torch.float32 and q.shape == v.shape:
-            if has_varlen():
-                ways["varlen"] = partial(self._library, _varlen, q, k, v, heads, scale, batch, form)
+            if libraries.has_varlen():
+                ways["varlen"] = partial(self._library, libraries.varlen, q, k, v, heads, scale, batch, form)
             if self._attention == "flex":
-                ways["flex"] = partial(self._library, flex.attention, q, k, v, heads, scale, batch, form)
+                ways["flex"] = partial(self._library, libraries.flex, q, k, v, heads, scale, batch, form)
         if self._attention != "auto":
-            return ways.get(self._attention, ways["triton"])()
+            if self._attention not in ways:
+                raise UnsupportedModelError(
+                    f"attention {self._attention!r} cannot do this: it needs 16 bits, no mask and no bias, and varlen "
+                    "PyTorch 2.11; leave the choice to the program"
+                )
+            return ways[self._attention]()
 
         def real(result: Result) -> Result:
             used = int(batch.bounds[-1])
@@ -166,26 +174,3 @@ def _close(got: torch.Tensor, want: torch.Tensor) -> bool:
     # Sums in another order may round the other way: one step each, but of few numbers.
     step = torch.finfo(got.dtype).eps
     return bool((difference.max() <= (step + _AGREEMENT) * size.max()) & (difference.sum() <= _AGREEMENT * size.sum()))
-
-
-@lru_cache(maxsize=1)
-def has_varlen() -> bool:
-    """Whether this PyTorch has varlen attention that takes a scale (2.11 and later)."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return False
-    return "scale" in inspect.signature(varlen_attn).parameters
-
-
-def _varlen(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int, scale: float, batch: DeviceBatch
-) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    q, k, v = (x.unflatten(1, (heads, -1)) for x in (q, k, v))
-    longest = batch.shape.longest
-    mixed = varlen_attn(q, k, v, batch.bounds, batch.bounds, longest, longest, scale=scale)
-    # A result of several forms would be a tuple; this asks for one.
-    flat: torch.Tensor = mixed.flatten(1)  # type: ignore[union-attr]
-    return flat
