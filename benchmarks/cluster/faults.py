@@ -43,7 +43,6 @@ class Cluster:
     def __init__(self, nodes: int, model: Path) -> None:
         self.nodes = list(range(1, nodes + 1))
         self._model = model
-        self._keeper: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Cluster:
         self.__exit__()
@@ -64,8 +63,7 @@ class Cluster:
             self.join(node)
         serve = ["serve", f"model={self._model}", "--no-tune", "--threads", "1", "--cluster", self.head]
         command = ["ip", "netns", "exec", "esp-1", ESPALIER, *serve, "--host", "0.0.0.0", "--insecure"]
-        self._keeper = subprocess.Popen([*command, "--http", str(HTTP)], stdout=subprocess.PIPE, text=True)
-        line = self._keeper.stdout.readline() if self._keeper.stdout else ""
+        line = shell(*command, "--http", str(HTTP))
         if f"{len(self.nodes)} machines" not in line:
             raise SystemExit(f"the cluster did not start: {line}")
         print(line.strip())
@@ -76,7 +74,8 @@ class Cluster:
             if name.startswith("esp-"):
                 self.kill(name)
                 shell("ip", "netns", "del", name)
-        shell("ip", "link", "del", BRIDGE, check=False)
+        for link in (BRIDGE, *(f"esp-v{node}" for node in self.nodes)):
+            shell("ip", "link", "del", link, check=False)
 
     @property
     def head(self) -> str:
@@ -152,10 +151,11 @@ class Load:
         """What came of the requests answered after ``since``."""
         part = [row for row in self.answers if row[0] + row[1] >= since]
         times = np.array([row[1] for row in part])
-        lost = [row[2] for row in part if row[2] != 200]
+        lost = [row[2] for row in part if row[2] not in (200, 429)]
+        refused = sum(row[2] == 429 for row in part)  # the queue was full: said at once, and nothing was begun
         p50, p99 = np.percentile(times, (50, 99)).round(3).tolist()
-        return {"requests": len(part), "lost": len(lost), "codes": sorted(set(lost)), "p50_s": p50, "p99_s": p99,
-                "worst_s": round(float(times.max()), 3)}  # fmt: skip
+        return {"requests": len(part), "lost": len(lost), "codes": sorted(set(lost)), "refused": refused,
+                "p50_s": p50, "p99_s": p99, "worst_s": round(float(times.max()), 3)}  # fmt: skip
 
 
 def faults(cluster: Cluster) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:

@@ -109,7 +109,7 @@ def _serve_on_cluster(address: str, models: dict[str, Path], config: ServerConfi
     from espalier.cluster import settings
 
     os.environ.update(settings.environment(config.host))  # Ray reads it when it is imported
-    from espalier.cluster.replica import keep
+    from espalier.cluster.replica import deploy
 
     shared = {
         "grpc_port": None,
@@ -120,7 +120,9 @@ def _serve_on_cluster(address: str, models: dict[str, Path], config: ServerConfi
         "precision": config.precision,
         "limits": asdict(config.limits),
     }
-    keep(address, models, shared, host=config.host, port=config.http_port, say=show.say)
+    with show.status("deploying"):
+        machines = deploy(address, models, shared, host=config.host, port=config.http_port)
+    show.say(f"{', '.join(models)} on {machines} machines, each at port {config.http_port}")
 
 
 def named_models(given: tuple[str, ...]) -> dict[str, Path]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
-import signal
 import tarfile
 import tempfile
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,8 @@ from espalier.serve.http.app import create_app
 from espalier.serve.service import Service
 
 _DRAIN_S = 60
-_LOOK_S = 2.0
+_STORE = "models"
+_MOST_MACHINES = 1000
 
 
 def pack(path: Path) -> bytes:
@@ -62,17 +61,18 @@ class _Application:
 class Engine:
     """Loads the models and answers until it is told to go."""
 
-    async def __init__(self, models: dict[str, Any], options: dict[str, Any]) -> None:  # type: ignore[misc]
+    async def __init__(self, models: dict[str, str], options: dict[str, Any]) -> None:  # type: ignore[misc]
         limits = Limits(**options["limits"])
         own = {"limits": limits, "body_bytes": settings.BODY_BYTES, "timeout": settings.SLOWEST_S - 1}
         config = ServerConfig(**{**options, **own})
         self._service = Service(config)
         self._folder = tempfile.TemporaryDirectory(prefix="espalier-models-")
         paths = {}
-        for name, reference in models.items():
+        store = ray.get_actor(_STORE, settings.APPLICATION)
+        for name, digest in models.items():
             place = Path(self._folder.name) / name
             place.mkdir()
-            paths[name] = unpack(await reference, place)
+            paths[name] = unpack(await store.get.remote(digest), place)
         await self._service.start(paths)
         _Application.current = create_app(self._service)
         socket = settings.HAPROXY / ray.get_runtime_context().get_node_id() / settings.SOCKET
@@ -84,43 +84,68 @@ class Engine:
             raise RuntimeError("the service is not ready")
 
 
-def keep(
-    address: str, models: dict[str, Path], options: dict[str, Any], *, host: str, port: int, say: Callable[[str], None]
-) -> None:
-    """Put models on every machine of a cluster, and on those that join, until SIGTERM or SIGINT.
+@ray.remote(num_cpus=0, max_restarts=-1)
+class Store:
+    """Keeps packed models by their checksum, for machines that join later. It outlives the command that filled it."""
 
-    The cluster goes on serving without this process; only machines that join, or come back, get no models then. Models
-    that are served already are replaced machine by machine. Raises EngineError when the cluster cannot be reached.
+    def __init__(self) -> None:
+        self._models: dict[str, bytes] = {}
+
+    def put(self, digest: str, data: bytes) -> None:
+        """Keep a model."""
+        self._models[digest] = data
+
+    def get(self, digest: str) -> bytes:
+        """A model. Raises EngineError when it is lost."""
+        if digest not in self._models:
+            raise EngineError("the models were lost with the machine that kept them; run serve --cluster again")
+        return self._models[digest]
+
+
+def deploy(address: str, models: dict[str, Path], options: dict[str, Any], *, host: str, port: int) -> int:
+    """Put models on every machine of a cluster, and on those that join; returns how many there are.
+
+    Models that are served already are replaced machine by machine. The settings' environment must be set before this
+    module is imported: Ray reads it then. Raises EngineError when the cluster cannot be reached or does not get ready.
     """
     try:
         ray.init(address, namespace=settings.APPLICATION, logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, RuntimeError) as error:
         raise EngineError(f"no cluster answers at {address}: {error}") from error
     serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
-    references = {name: ray.put(pack(path)) for name, path in models.items()}
-    stop = threading.Event()
-    for kind in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(kind, lambda *_: stop.set())
-    known = 0
-    while not stop.is_set():
-        count = _machines()
-        if count and count != known:
-            serve.run(_deployment(count).bind(references, options), name=settings.APPLICATION, route_prefix="/")
-            say(f"{', '.join(models)} on {count} machines: http://{host}:{port} on each of them")
-            known = count
-        stop.wait(_LOOK_S)
+    store = Store.options(name=_STORE, lifetime="detached", get_if_exists=True).remote()  # type: ignore[attr-defined]
+    digests: dict[str, str] = {}
+    for name, path in models.items():
+        data = pack(path)
+        digests[name] = hashlib.sha256(data).hexdigest()
+        ray.get(store.put.remote(digests[name], data))
+    machines = one_per_machine(None)[0]
+    try:
+        serve.run(_deployment(machines).bind(digests, options), name=settings.APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        raise EngineError(f"the cluster does not get ready: {error}") from error
+    return machines
 
 
-def _machines() -> int:
-    """Machines that are up and ours."""
-    return sum(bool(node["Alive"]) and settings.RESOURCE in node["Resources"] for node in ray.nodes())
+def one_per_machine(_: Any) -> tuple[int, dict[str, Any]]:
+    """Ray asks this how many replicas there should be: one for each of our machines that is up."""
+    ours = (node for node in ray.nodes() if node["Alive"] and settings.RESOURCE in node["Resources"])
+    return max(1, sum(1 for _ in ours)), {}
 
 
 def _deployment(machines: int) -> Any:
+    scaling = {
+        "min_replicas": 1,
+        "initial_replicas": machines,
+        "max_replicas": _MOST_MACHINES,
+        "upscale_delay_s": 0.0,
+        "downscale_delay_s": 1.0,
+        "policy": {"policy_function": f"{__name__}:{one_per_machine.__name__}"},
+    }
     return serve.deployment(
         Engine,
         name="engine",
-        num_replicas=machines,
+        autoscaling_config=scaling,
         max_ongoing_requests=1024,
         max_replicas_per_node=1,
         ray_actor_options={"num_cpus": 0, "resources": {settings.RESOURCE: 1}},
