@@ -27,7 +27,7 @@ from espalier.serve.models import Model
 
 _WORKERS = 2  # one prepares inputs and hands out results while the other has the engine
 _MASKS = ("attention_mask", "input_mask")
-_TEACHING_TOKENS = 64
+_TEACHING_TOKENS, _TEACHING_ROWS, _TEACHING_ROUNDS = 128, 4, 2
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class Dispatcher:
     async def learn(self, model: Model) -> None:
         """Run a little, so that the model is warm and the scheduler knows its speed before the first request."""
         feeds = {info.name: np.ones(_TEACHING_TOKENS, np.int64) for info in model.inputs[:1]}
-        rows = [(_Row(feeds, tuple(info.name for info in model.outputs)), _TEACHING_TOKENS)]
-        for _ in range(3):
+        rows = [(_Row(feeds, tuple(info.name for info in model.outputs)), _TEACHING_TOKENS)] * _TEACHING_ROWS
+        for _ in range(_TEACHING_ROUNDS):
             try:
                 await self._submit(model, rows, Options())
             except EspalierError:
