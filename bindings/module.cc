@@ -228,8 +228,9 @@ int add_linear8(Holder& h, std::string name, int x, Weight8& weight, const std::
 }
 
 void run(Holder& h, const Vector<std::int32_t>& lengths, const Vector<std::int32_t>& rows,
-         const Vector<std::int32_t>& starts, int columns, const std::vector<Vector<std::int32_t>>& indices,
-         const std::vector<Matrix<float>>& floats, const std::vector<Array<float, nb::ndim<4>, nb::c_contig>>& biases,
+         const Vector<std::int32_t>& starts, const Vector<std::int32_t>& widths,
+         const std::vector<Vector<std::int32_t>>& indices, const std::vector<Matrix<float>>& floats,
+         const std::vector<Array<float, nb::ndim<4>, nb::c_contig>>& biases,
          const std::optional<Vector<float>>& key_bias, const std::optional<Vector<float>>& token_weights,
          const std::vector<Output>& outputs) {
   Batch batch;
@@ -239,9 +240,10 @@ void run(Holder& h, const Vector<std::int32_t>& lengths, const Vector<std::int32
   batch.lengths = list(lengths);
   batch.rows = list(rows);
   batch.starts = list(starts);
-  batch.columns = columns;
+  batch.widths = list(widths);
   std::int64_t tokens = 0;
-  int last_row = 0;
+  int last_row = 0, columns = 0;
+  for (std::int32_t n : batch.widths) columns = std::max(columns, n);
   for (std::int32_t n : batch.lengths) tokens += n;
   for (std::int32_t r : batch.rows) last_row = std::max(last_row, r);
   for (const auto& a : indices) {
@@ -513,7 +515,7 @@ NB_MODULE(_native, m) {
           },
           "name"_a, "x"_a, "first"_a, "width"_a)
       .def("finish", [](Holder& h) { h.program.finish(); })
-      .def("run", &run, "lengths"_a, "rows"_a, "starts"_a, "columns"_a, "indices"_a, "floats"_a, "biases"_a,
+      .def("run", &run, "lengths"_a, "rows"_a, "starts"_a, "widths"_a, "indices"_a, "floats"_a, "biases"_a,
            "key_bias"_a.none(), "token_weights"_a.none(), "outputs"_a)
       .def(
           "profile",

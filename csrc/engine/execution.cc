@@ -509,7 +509,7 @@ void Program::Execution::attention(const Op& op, const AttentionItem& item, int 
 
 void Program::Execution::select(const Op& op, int sequence) {
   const std::size_t s = static_cast<std::size_t>(sequence);
-  const int column = (op.argument < 0 ? op.argument + b_.columns : op.argument) - b_.starts[s];
+  const int column = (op.argument < 0 ? op.argument + b_.widths[s] : op.argument) - b_.starts[s];
   const std::size_t from = static_cast<std::size_t>(group_of_[s] + column / k_.lanes),
                     to = static_cast<std::size_t>(sequence / k_.lanes);
   const Hand none;

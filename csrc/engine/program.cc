@@ -378,15 +378,16 @@ void Program::finish() {
 
 void Program::check_batch(const Batch& b) const {
   require(finished_, "the program is not finished");
-  require(b.rows.size() == b.lengths.size() && b.starts.size() == b.lengths.size(),
-          "the batch's sequence lists differ in length");
+  require(
+      b.rows.size() == b.lengths.size() && b.starts.size() == b.lengths.size() && b.widths.size() == b.lengths.size(),
+      "the batch's sequence lists differ in length");
   require(static_cast<int>(b.indices.size()) >= index_inputs_ && static_cast<int>(b.floats.size()) >= float_inputs_ &&
               static_cast<int>(b.biases.size()) >= bias_inputs_ && static_cast<int>(b.outputs.size()) == outputs_,
           "the batch lacks inputs or outputs that the program names");
   std::int64_t tokens = 0;
   for (std::size_t s = 0; s < b.lengths.size(); ++s) {
     require(b.lengths[s] > 0 && b.starts[s] >= 0 && b.rows[s] >= 0 &&
-                static_cast<std::int64_t>(b.starts[s]) + b.lengths[s] <= b.columns,
+                static_cast<std::int64_t>(b.starts[s]) + b.lengths[s] <= b.widths[s],
             "a sequence of the batch is empty or out of range");
     tokens += b.lengths[s];
   }
@@ -403,7 +404,7 @@ void Program::check_batch(const Batch& b) const {
     }
     if (op.kind == OpKind::select) {
       for (std::size_t s = 0; s < b.lengths.size(); ++s) {
-        const int column = (op.argument < 0 ? op.argument + b.columns : op.argument) - b.starts[s];
+        const int column = (op.argument < 0 ? op.argument + b.widths[s] : op.argument) - b.starts[s];
         require(column >= 0 && column < b.lengths[s], "a selected column is not part of its sequence");
       }
     }

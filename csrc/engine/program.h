@@ -104,7 +104,7 @@ struct Batch {
   std::vector<std::int32_t> lengths;
   std::vector<std::int32_t> rows;
   std::vector<std::int32_t> starts;
-  int columns = 0;
+  std::vector<std::int32_t> widths;          // columns of each row: a negative column to select counts from its end
   std::vector<const std::int32_t*> indices;  // [index input] -> [tokens]
   std::vector<const float*> floats;          // [float input] -> [tokens or sequences][features]
   std::vector<BiasTensor> biases;            // [bias input]

@@ -100,7 +100,7 @@ std::vector<Results> run(Program& program, const std::vector<const Sequence*>& s
     b.rows.push_back(static_cast<std::int32_t>(b.rows.size()));
     b.starts.push_back(0);
     b.lengths.push_back(static_cast<std::int32_t>(s->size()));
-    b.columns = std::max(b.columns, b.lengths.back());
+    b.widths.push_back(b.lengths.back());
     for (std::size_t i = 0; i < s->size(); ++i) ids.push_back((*s)[i]), columns.push_back(static_cast<std::int32_t>(i));
   }
   b.indices = {ids.data(), columns.data()};

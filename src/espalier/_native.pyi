@@ -160,7 +160,7 @@ class Program:
         lengths: NDArray[numpy.int32],
         rows: NDArray[numpy.int32],
         starts: NDArray[numpy.int32],
-        columns: int,
+        widths: NDArray[numpy.int32],
         indices: Sequence[NDArray[numpy.int32]],
         floats: Sequence[NDArray[numpy.float32]],
         biases: Sequence[NDArray[numpy.float32]],

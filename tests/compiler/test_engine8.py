@@ -27,7 +27,7 @@ def run(isa: str, x: np.ndarray, width: int, build: Callable[[_native.Program, i
     program.finish()
     y = np.empty((len(x), width), np.float32)
     lengths, zero = np.array([len(x)], np.int32), np.zeros(1, np.int32)
-    program.run(lengths, zero, zero, len(x), [], [np.ascontiguousarray(x)], [], None, None, [y])
+    program.run(lengths, zero, zero, lengths, [], [np.ascontiguousarray(x)], [], None, None, [y])
     return y
 
 

@@ -154,6 +154,19 @@ def test_ragged_is_the_same_as_padded() -> None:
             np.testing.assert_array_equal(got, want)
 
 
+def test_the_last_token_of_ragged_sequences_is_each_ones_own() -> None:
+    b = Builder(sparsity=0.0, pattern=1)
+    x = b.linear(b.node("Embedding", [b.weight(VOCABULARY, 32), "ids"], ("batch", "seq", 32)), 32, 8)
+    b.graph.outputs = [b.node("SelectToken", [x], ("batch", 8), index=-1)]
+    program = compiler.build(b.graph, threads=1, tune=False)
+    rows = [np.arange(n, dtype=np.int64) + n for n in (3, 17, 1)]
+    masks = [np.ones_like(row) for row in rows]
+    (together,) = program.run_ragged({"ids": rows, "mask": masks}).values()
+    for row, mask, got in zip(rows, masks, together, strict=True):
+        (alone,) = program.run({"ids": row[None], "mask": mask[None]}).values()
+        np.testing.assert_array_equal(got, alone[0])
+
+
 def test_many_callers_get_the_sequential_answers() -> None:
     graph = encoder(sparsity=0.9)
     program = compiler.build(graph, threads=2, tune=False)

@@ -56,7 +56,7 @@ class NativeProgram(PackedProgram):
             batch.lengths,
             np.arange(sequences, dtype=np.int32),
             batch.starts,
-            batch.columns,
+            batch.widths,
             batch.indices,
             batch.floats,
             batch.biases,
