@@ -39,7 +39,7 @@ def row(report: dict[str, Any]) -> str:
         recovered += f" ({report['recovery']['low']:.2%}-{report['recovery']['high']:.2%})"
     cells = [
         report["output"],
-        config["pattern"] if sparse else "dense",
+        kind_of(report),
         f"{report['sparsity']:.1%}",
         f"{config['score']}, {config['schedule']['kind']}" if sparse else "",
         str(config["seed"]),
@@ -67,6 +67,12 @@ def table(reports: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def kind_of(report: dict[str, Any]) -> str:
+    """The pattern of the zeros, and the type where it is not float32."""
+    zeros = str(report["config"]["pattern"]) if report["sparsity"] else "dense"
+    return zeros + (" int8" if report["config"].get("quantization") else "")
+
+
 def plot(reports: list[dict[str, Any]], path: Path) -> bool:
     """Draw the embeddings; returns whether there was anything to draw."""
     from matplotlib.figure import Figure
@@ -80,15 +86,14 @@ def plot(reports: list[dict[str, Any]], path: Path) -> bool:
         return False
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for pattern in dict.fromkeys(report["config"]["pattern"] for report in drawn):
+    for kind in dict.fromkeys(map(kind_of, drawn)):
         points = sorted(
-            (speed[r["output"]], r["compressed"]["value"], r["sparsity"])
-            for r in drawn
-            if r["config"]["pattern"] == pattern
+            (speed[r["output"]], r["compressed"]["value"], r["sparsity"]) for r in drawn if kind_of(r) == kind
         )
-        axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", label=f"Espalier, {pattern}")
+        axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", label=f"Espalier, {kind}")
         for x, y, sparsity in points:
-            axes.annotate(f"{sparsity:.0%}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
+            if sparsity:
+                axes.annotate(f"{sparsity:.0%}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
     axes.plot(speed["dense"], drawn[0]["dense"]["value"], "s", label="Espalier, dense")
     for point in measured["results"]:
         axes.plot(point["tokens_per_s"], point["metric"]["value"], "^", label=point["name"])
