@@ -27,6 +27,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import machine
 
+from espalier.cluster.settings import STATE
+
 BRIDGE, NET, PORT, HTTP = "esp0", "10.77.0", 6390, 8000
 ESPALIER = str(Path(sys.executable).parent / "espalier")
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -46,7 +48,7 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         self.__exit__()
-        shutil.rmtree("/tmp/espalier-ray", ignore_errors=True)
+        shutil.rmtree(STATE, ignore_errors=True)
         shell("ip", "link", "add", BRIDGE, "type", "bridge")
         shell("ip", "addr", "add", f"{NET}.1/24", "dev", BRIDGE)
         shell("ip", "link", "set", BRIDGE, "up")

@@ -14,6 +14,7 @@ from click.testing import Result
 
 from espalier.cli import files
 from espalier.errors import InputError, ModelNotFoundError
+from espalier.files import replacing
 
 Run = Callable[..., Result]
 
@@ -87,7 +88,7 @@ def test_a_failure_leaves_the_old_output(tmp_path: Path) -> None:
     target.write_text("old")
 
     def fail() -> None:
-        with files.replacing(target) as temporary:
+        with replacing(target) as temporary:
             temporary.write_text("new")
             raise KeyError
 

@@ -16,6 +16,7 @@ from espalier.cli.compress import compress
 from espalier.cli.entry import EspalierGroup, debug_option, json_option, target_options
 from espalier.cli.mlperf import mlperf
 from espalier.cli.serve import serve
+from espalier.files import replacing
 
 CHECK_FAILED = 1
 
@@ -87,7 +88,7 @@ def run(model: Path, inputs: Path, output: Path, threads: int | None, no_tune: b
 def compile(model: Path, output: Path, exact: bool, threads: int | None, no_tune: bool) -> None:
     """Compile MODEL into a plan: one file that loads at once, its size in proportion to the nonzeros."""
     files.check_output(output, [model])
-    with show.status("compiling"), files.replacing(output) as temporary:
+    with show.status("compiling"), replacing(output) as temporary:
         espalier.compile(model, temporary, threads=threads, tune=not no_tune, exact=exact)
     size = output.stat().st_size
     before = files.size_of(model)
@@ -180,7 +181,7 @@ def calibrate(
     samples: list[Any] = [read_arrays(path) for path in inputs]
     if texts is not None:
         samples.append(read_texts(texts, model, limit=limit))
-    with show.status("calibrating"), files.replacing(output) as temporary:
+    with show.status("calibrating"), replacing(output) as temporary:
         espalier.calibrate(model, samples, temporary, **options)
     layers = json.loads(output.read_text(encoding="utf-8"))["layers"].values()
     kept = sum(layer["precision"] == "bf16" for layer in layers)

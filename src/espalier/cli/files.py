@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from espalier.errors import InputError
+from espalier.files import replacing
 
 
 def check_output(output: Path, inputs: Sequence[Path]) -> None:
@@ -31,15 +29,6 @@ def _same(a: Path, b: Path) -> bool:
         return a.samefile(b)
     except FileNotFoundError:
         return a.resolve() == b.resolve()
-
-
-@contextmanager
-def replacing(output: Path) -> Iterator[Path]:
-    """A path to write to that becomes ``output`` at the end, and is removed if anything fails before."""
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        temporary = Path(folder) / output.name
-        yield temporary
-        os.replace(temporary, output)
 
 
 def write_arrays(output: Path, arrays: Mapping[str, Any]) -> None:

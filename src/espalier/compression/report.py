@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from espalier.compression.quantization.quantizer import QuantizationReport
 from espalier.compression.trainer import History, plain
 from espalier.data.metrics import LEVEL, Interval, Metric
 from espalier.errors import CheckpointError
+from espalier.files import replacing
 
 JSON = "report.json"
 MARKDOWN = "report.md"
@@ -248,14 +247,8 @@ def _plot_layers(figure: Any, layers: Sequence[LayerRow], unit: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _mb(size: int) -> str:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.errors import GraphError, InputShapeError
-from espalier.ir.graph import Dim, Shape, TensorType
+from espalier.ir import inference
+from espalier.ir.graph import TensorType
 from espalier.ir.quantization import QUANTIZED, dequantize, quantize, token_parameters
 
 Array = NDArray[Any]
@@ -113,224 +114,6 @@ class OpSpec:
             refusal = spec.refusal(attrs[name])
             if refusal:
                 raise GraphError(f"{self.name}: attribute {name!r}: {refusal}")
-
-
-# ---- extents ---------------------------------------------------------------------------------------------------------
-
-
-def same(a: Dim, b: Dim) -> bool:
-    """Whether two extents can be equal. Two numbers must be; a symbol's value is known only when running."""
-    return a == b or isinstance(a, str) or isinstance(b, str)
-
-
-def compatible(a: Shape | None, b: Shape | None) -> bool:
-    """Whether two shapes can be equal."""
-    return a is None or b is None or (len(a) == len(b) and all(map(same, a, b)))
-
-
-def _meet(op: str, what: str, a: Dim, b: Dim) -> Dim:
-    """The better known of two extents that must be equal: a number, else a name, else unknown."""
-    if not same(a, b):
-        raise GraphError(f"{op}: {what} must agree, got {a} and {b}")
-    if isinstance(a, int):
-        return a
-    return b if isinstance(b, int) or a.startswith("?") else a
-
-
-def _dims(op: str, name: str, kind: TensorType, rank: int) -> Shape:
-    """The extents of an operand that must have ``rank`` of them."""
-    if kind.shape is None:
-        return ("?",) * rank
-    if len(kind.shape) != rank:
-        raise GraphError(f"{op}: operand {name!r} must have {rank} dimensions, got {kind}")
-    return kind.shape
-
-
-def _tensor_dims(op: str, kind: TensorType) -> Shape | None:
-    """The extents of x, which must be a token or sequence tensor."""
-    if kind.shape is not None and len(kind.shape) not in (2, 3):
-        raise GraphError(f"{op}: x must be [batch, seq, features] or [batch, features], got {kind}")
-    return kind.shape
-
-
-# ---- rules of inference ----------------------------------------------------------------------------------------------
-
-
-def _positions(ids: TensorType, offset: int) -> TensorType:
-    return TensorType("int64", (1, _dims("Positions", "ids", ids, 2)[1]))
-
-
-def _positions_from_ids(ids: TensorType, padding_idx: int) -> TensorType:
-    return TensorType("int64", _dims("PositionsFromIds", "ids", ids, 2))
-
-
-def _embedding(table: TensorType, ids: TensorType) -> TensorType:
-    features = _dims("Embedding", "table", table, 2)[1]
-    return TensorType("float32", (*_dims("Embedding", "ids", ids, 2), features))
-
-
-def _relative_bias(table: TensorType, ids: TensorType, num_buckets: int, max_distance: int) -> TensorType:
-    buckets, heads = _dims("RelativeBias", "table", table, 2)
-    _meet("RelativeBias", "num_buckets and the rows of the table", num_buckets, buckets)
-    # Half of the buckets are for keys to the right; of each half, half are exact and the rest logarithmic.
-    if num_buckets < 4 or max_distance <= num_buckets // 4:
-        raise GraphError(
-            "RelativeBias: expected num_buckets >= 4 and max_distance > num_buckets / 4, "
-            f"got num_buckets={num_buckets} and max_distance={max_distance}"
-        )
-    seq = _dims("RelativeBias", "ids", ids, 2)[1]
-    return TensorType("float32", (1, heads, seq, seq))
-
-
-def _linear(x: TensorType, weight: TensorType, bias: TensorType | None, op: str = "Linear") -> TensorType:
-    shape = _tensor_dims(op, x)
-    rows, columns = _dims(op, "weight", weight, 2)
-    if bias is not None:
-        _meet(op, "the extent of bias and the rows of weight", _dims(op, "bias", bias, 1)[0], rows)
-    if shape is None:
-        return TensorType("float32", None)
-    _meet(op, "the features of x and the columns of weight", shape[-1], columns)
-    return TensorType("float32", (*shape[:-1], rows))
-
-
-def _qlinear(
-    x: TensorType,
-    weight: TensorType,
-    weight_scale: TensorType,
-    weight_zero: TensorType | None,
-    bias: TensorType | None,
-    x_scale: TensorType | None,
-    x_zero: TensorType | None,
-    activations: str,
-) -> TensorType:
-    rows = _dims("QLinear", "weight", weight, 2)[0]
-    for name, kind in (("weight_scale", weight_scale), ("weight_zero", weight_zero)):
-        if kind is not None and kind.shape != ():
-            _meet("QLinear", f"the extent of {name} and the rows of weight", _dims("QLinear", name, kind, 1)[0], rows)
-    if weight_zero is not None and weight_zero.dtype != weight.dtype:
-        raise GraphError(f"QLinear: weight and weight_zero must be of one dtype, got {weight} and {weight_zero}")
-    if activations == "token" and (x_scale is not None or x_zero is not None):
-        raise GraphError("QLinear: expected no x_scale and x_zero with activations='token': each token has its own")
-    if activations == "static":
-        if x_scale is None or x_zero is None:
-            raise GraphError("QLinear: activations='static' needs both x_scale and x_zero")
-        _fake_quantize(x, x_scale, x_zero)
-    return _linear(x, weight, bias, "QLinear")
-
-
-def _fake_quantize(x: TensorType, scale: TensorType, zero: TensorType) -> TensorType:
-    _tensor_dims("FakeQuantize", x)
-    _dims("FakeQuantize", "scale", scale, 0)
-    _dims("FakeQuantize", "zero", zero, 0)
-    return x
-
-
-def _layer_norm(x: TensorType, gamma: TensorType, beta: TensorType | None, epsilon: float) -> TensorType:
-    shape = _tensor_dims("LayerNorm", x)
-    for name, kind in (("gamma", gamma), ("beta", beta)):
-        if kind is not None:
-            extent = _dims("LayerNorm", name, kind, 1)[0]
-            if shape is not None:
-                _meet("LayerNorm", f"the features of x and the extent of {name}", shape[-1], extent)
-    return x
-
-
-def _same_type(op: str) -> Callable[..., TensorType]:
-    def rule(x: TensorType, **_attrs: object) -> TensorType:
-        _tensor_dims(op, x)
-        return x
-
-    return rule
-
-
-def _binary(op: str) -> Callable[[TensorType, TensorType], TensorType]:
-    def rule(x: TensorType, y: TensorType) -> TensorType:
-        if x.shape is None or y.shape is None:
-            return TensorType("float32", None)
-        wide, low = (x.shape, y.shape) if len(x.shape) >= len(y.shape) else (y.shape, x.shape)
-        _tensor_dims(op, TensorType("float32", wide))
-        if len(low) == len(wide):
-            return TensorType("float32", _one_shape(op, wide, low))
-        if len(low) > 1:
-            raise GraphError(f"{op}: expected tensors of one shape, or a constant of shape [F] or [], got {x} and {y}")
-        if low:
-            _meet(op, "features", wide[-1], low[0])
-        return TensorType("float32", wide)
-
-    return rule
-
-
-def _one_shape(op: str, a: Shape, b: Shape) -> Shape:
-    """The common shape of two tensors; an extent of 1 broadcasts over the batch, and only there."""
-    first = max(a[0], b[0], key=lambda dim: dim != 1) if 1 in (a[0], b[0]) else _meet(op, "batch", a[0], b[0])
-    names = ("seq", "features")[-(len(a) - 1) :]
-    return (first, *(_meet(op, name, m, n) for name, m, n in zip(names, a[1:], b[1:], strict=True)))
-
-
-def _attention(
-    q: TensorType,
-    k: TensorType,
-    v: TensorType,
-    key_mask: TensorType | None,
-    bias: TensorType | None,
-    heads: int,
-    scale: float,
-    mask_value: float,
-) -> TensorType:
-    op = "Attention"
-    if heads < 1:
-        raise GraphError(f"{op}: expected heads >= 1, got {heads}")
-    shapes = [_dims(op, name, kind, 3) for name, kind in (("q", q), ("k", k), ("v", v))]
-    batch, seq = (
-        _meet(op, f"the {what} of q, k and v", _meet(op, f"the {what} of q and k", first, second), third)
-        for what, (first, second, third) in zip(("batch", "seq"), zip(*shapes, strict=True), strict=False)
-    )
-    for name, shape in zip("qkv", shapes, strict=True):
-        if isinstance(shape[2], int) and shape[2] % heads:
-            raise GraphError(f"{op}: {heads} heads do not divide the {shape[2]} features of {name}")
-    _meet(op, "the features of q and k", shapes[0][2], shapes[1][2])
-    if key_mask is not None:
-        rows, columns = _dims(op, "key_mask", key_mask, 2)
-        batch = _meet(op, "the batch of q and key_mask", batch, rows)
-        seq = _meet(op, "the seq of k and key_mask", seq, columns)
-    if bias is not None:
-        extents = _dims(op, "bias", bias, 4)
-        for what, extent, wanted in zip(("batch", "heads", "seq"), extents[:3], (batch, heads, seq), strict=True):
-            if extent != 1:
-                _meet(op, f"{what} of bias and of q (or 1)", wanted, extent)
-        _meet(op, "the last extent of bias and seq", seq, extents[3])
-    return TensorType("float32", (batch, seq, shapes[2][2]))
-
-
-def _select_token(x: TensorType, index: int) -> TensorType:
-    batch, seq, features = _dims("SelectToken", "x", x, 3)
-    if isinstance(seq, int) and not -seq <= index < seq:
-        raise GraphError(f"SelectToken: index {index} is outside a sequence of {seq} tokens")
-    return TensorType("float32", (batch, features))
-
-
-def _masked_mean(x: TensorType, mask: TensorType, epsilon: float) -> TensorType:
-    batch, seq, features = _dims("MaskedMean", "x", x, 3)
-    rows, columns = _dims("MaskedMean", "mask", mask, 2)
-    _meet("MaskedMean", "seq of x and mask", seq, columns)
-    return TensorType("float32", (_meet("MaskedMean", "batch of x and mask", batch, rows), features))
-
-
-def _slice_features(x: TensorType, start: int, stop: int, squeeze: bool) -> TensorType:
-    shape = _tensor_dims("SliceFeatures", x)
-    if not 0 <= start < stop:
-        raise GraphError(f"SliceFeatures: expected 0 <= start < stop, got start={start} and stop={stop}")
-    if squeeze and stop - start != 1:
-        raise GraphError(f"SliceFeatures: squeeze needs one feature, got {stop - start}")
-    if shape is None:
-        return TensorType("float32", None)
-    if isinstance(shape[-1], int) and stop > shape[-1]:
-        raise GraphError(f"SliceFeatures: stop={stop} is beyond the {shape[-1]} features of x")
-    return TensorType("float32", shape[:-1] if squeeze else (*shape[:-1], stop - start))
-
-
-def _cast(x: TensorType, dtype: str) -> TensorType:
-    return TensorType(dtype, x.shape)
 
 
 # ---- bodies ----------------------------------------------------------------------------------------------------------
@@ -528,21 +311,23 @@ _TABLE = InputSpec("table", constant=True)
 _EPSILON = {"epsilon": AttrSpec(float)}
 
 _SPECS = (
-    OpSpec("Positions", (_IDS,), {"offset": AttrSpec(int)}, _positions, positions),
-    OpSpec("PositionsFromIds", (_IDS,), {"padding_idx": AttrSpec(int)}, _positions_from_ids, positions_from_ids),
-    OpSpec("Embedding", (_TABLE, _IDS), {}, _embedding, embedding),
+    OpSpec("Positions", (_IDS,), {"offset": AttrSpec(int)}, inference.positions, positions),
+    OpSpec(
+        "PositionsFromIds", (_IDS,), {"padding_idx": AttrSpec(int)}, inference.positions_from_ids, positions_from_ids
+    ),
+    OpSpec("Embedding", (_TABLE, _IDS), {}, inference.embedding, embedding),
     OpSpec(
         "RelativeBias",
         (_TABLE, _IDS),
         {"num_buckets": AttrSpec(int), "max_distance": AttrSpec(int)},
-        _relative_bias,
+        inference.relative_bias,
         relative_bias,
     ),
     OpSpec(
         "Linear",
         (_X, InputSpec("weight", constant=True), InputSpec("bias", constant=True, optional=True)),
         {},
-        _linear,
+        inference.linear,
         linear,
     ),
     OpSpec(
@@ -557,26 +342,28 @@ _SPECS = (
             InputSpec("x_zero", QUANTIZED, constant=True, optional=True),
         ),
         {"activations": AttrSpec(str, ("static", "token"))},
-        _qlinear,
+        inference.qlinear,
         qlinear,
     ),
     OpSpec(
         "FakeQuantize",
         (_X, InputSpec("scale", constant=True), InputSpec("zero", QUANTIZED, constant=True)),
         {},
-        _fake_quantize,
+        inference.fake_quantize,
         fake_quantize,
     ),
     OpSpec(
         "LayerNorm",
         (_X, InputSpec("gamma", constant=True), InputSpec("beta", constant=True, optional=True)),
         _EPSILON,
-        _layer_norm,
+        inference.layer_norm,
         layer_norm,
     ),
-    OpSpec("Activation", (_X,), {"kind": AttrSpec(str, tuple(ACTIVATIONS))}, _same_type("Activation"), activation),
+    OpSpec(
+        "Activation", (_X,), {"kind": AttrSpec(str, tuple(ACTIVATIONS))}, inference.same_type("Activation"), activation
+    ),
     *(
-        OpSpec(name, (_X, InputSpec("y")), {}, _binary(name), _float32_binary(function))
+        OpSpec(name, (_X, InputSpec("y")), {}, inference.binary(name), _float32_binary(function))
         for name, function in (("Add", np.add), ("Sub", np.subtract), ("Mul", np.multiply), ("Div", np.divide))
     ),
     OpSpec(
@@ -589,21 +376,21 @@ _SPECS = (
             InputSpec("bias", optional=True),
         ),
         {"heads": AttrSpec(int), "scale": AttrSpec(float), "mask_value": AttrSpec(float)},
-        _attention,
+        inference.attention,
         attention,
     ),
-    OpSpec("SelectToken", (_X,), {"index": AttrSpec(int)}, _select_token, select_token),
-    OpSpec("MaskedMean", (_X, InputSpec("mask", INTEGER)), _EPSILON, _masked_mean, masked_mean),
-    OpSpec("L2Normalize", (_X,), _EPSILON, _same_type("L2Normalize"), l2_normalize),
-    OpSpec("Softmax", (_X,), {}, _same_type("Softmax"), softmax),
+    OpSpec("SelectToken", (_X,), {"index": AttrSpec(int)}, inference.select_token, select_token),
+    OpSpec("MaskedMean", (_X, InputSpec("mask", INTEGER)), _EPSILON, inference.masked_mean, masked_mean),
+    OpSpec("L2Normalize", (_X,), _EPSILON, inference.same_type("L2Normalize"), l2_normalize),
+    OpSpec("Softmax", (_X,), {}, inference.same_type("Softmax"), softmax),
     OpSpec(
         "SliceFeatures",
         (_X,),
         {"start": AttrSpec(int), "stop": AttrSpec(int), "squeeze": AttrSpec(bool)},
-        _slice_features,
+        inference.slice_features,
         slice_features,
     ),
-    OpSpec("Cast", (InputSpec("x", ANY_FLOAT),), {"dtype": AttrSpec(str, ANY_FLOAT)}, _cast, cast),
+    OpSpec("Cast", (InputSpec("x", ANY_FLOAT),), {"dtype": AttrSpec(str, ANY_FLOAT)}, inference.cast, cast),
 )
 
 OPS: dict[str, OpSpec] = {spec.name: spec for spec in _SPECS}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from espalier.errors import GraphError
 from espalier.ir.graph import Graph, Node, TensorType, node_reads
-from espalier.ir.ops import OPS, compatible
+from espalier.ir.inference import compatible
+from espalier.ir.ops import OPS
 
 
 def verify(graph: Graph) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from espalier.errors import DataError, RulesError
+from espalier.files import replacing
 
 SYSTEM, STEP = "system.json", "step.json"
 FREE_BYTES = 500_000_000
@@ -81,9 +82,8 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def read_step(folder: Path) -> Step | None:
