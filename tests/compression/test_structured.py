@@ -218,7 +218,7 @@ class Made(Costs):
     def linear(self, shape: tuple[int, int], sparsity: float, groups: Any) -> float:
         return shape[0] * shape[1] * (1 - sparsity)
 
-    def rest(self, model: Any, linear: Any) -> tuple[float, str]:
+    def rest(self, model: Any, linear: Any, lengths: Any) -> tuple[float, str]:
         return 1000.0, ""
 
 
@@ -245,7 +245,7 @@ def test_the_rest_of_a_model_is_what_two_measurements_leave(tmp_path: Path, monk
         )
 
     # Twice as slow inside of a model, and a rest of 3 dense layers' time.
-    monkeypatch.setattr(module, "_time_model", lambda _, __, sparsity: 2 * (dense(sparsity) + 3 * dense(0.0)))
+    monkeypatch.setattr(module, "_time_model", lambda _, __, sparsity, ___: 2 * (dense(sparsity) + 3 * dense(0.0)))
     fresh = Costs(cache=tmp_path / "other.json")
     fresh._known.update({key: value for key, value in costs._known.items() if " at " not in key})
     assert fresh.rest(model, linear) == (pytest.approx(3 * dense(0.0)), "")

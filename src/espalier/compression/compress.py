@@ -17,7 +17,7 @@ from espalier.compression.config import Config
 from espalier.compression.distributed import World, world
 from espalier.compression.export import Exported, check_place, export
 from espalier.compression.groups import STRUCTURED
-from espalier.compression.measure import Sizes, Speed, measure_sizes, measure_speed
+from espalier.compression.measure import Sizes, Speed, measure_sizes, measure_speed, sample
 from espalier.compression.progress import Monitor
 from espalier.compression.progress import monitor as usual_monitor
 from espalier.compression.pruner import Pruner
@@ -165,7 +165,8 @@ class _FolderRun:
         if isinstance(task, Embeddings) and teacher is None:
             raise ConfigError("the task 'embeddings' learns from a teacher: give one, or a sparsity")
         dense = None if teacher is None else self._evaluate(task, teacher, "the dense model")
-        pruner = Pruner(model, config) if sparse else None
+        lengths = [len(feature.ids) for feature in sample(self._samples(task), seed=config.seed)]
+        pruner = Pruner(model, config, lengths=lengths) if sparse else None
         self.output.mkdir(parents=True, exist_ok=True)
         quantizer = Quantizer(model, config) if config.quantization is not None else None
         trainer = Trainer(

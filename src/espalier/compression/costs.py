@@ -10,7 +10,7 @@ import copy
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from espalier.errors import ConfigError, EspalierError
 GRID = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
 """The sparsities that are measured and that allocation chooses from."""
 
+USUAL_LENGTHS = (128,) * 48
+"""Tokens of the sequences that a model is timed on where those of its data are not known."""
+
 _VERSION = 2
 _SPARSE = 0.9
-_LENGTH, _SEQUENCES, _REPEATS = 128, 48, 3
+_REPEATS = 3
 _MOST_MEASURED = 4
 
 
@@ -58,20 +61,22 @@ class Costs:
         times = [self._linear(shape, s, groups) for s in (low, high)]
         return float(np.interp(sparsity, [low, high], times))
 
-    def rest(self, model: nn.Module, linear: Mapping[str, nn.Linear]) -> tuple[float, str]:
-        """What a token of ``model`` takes outside of the ``linear`` layers, and a note; 0 where the engine cannot run
-        the model, which the note then says.
+    def rest(
+        self, model: nn.Module, linear: Mapping[str, nn.Linear], lengths: Sequence[int] = USUAL_LENGTHS
+    ) -> tuple[float, str]:
+        """What a token of ``model`` takes outside of the ``linear`` layers, in sequences of those ``lengths``, and a
+        note; 0 where the engine cannot run the model, which the note then says.
 
         From the time of the model dense and with 90 % zeros. Inside of a model a layer takes longer than by itself, by
         about the same factor at every sparsity; the rest is in the unit of :meth:`linear`, that is, over this factor.
         """
         sizes = [(m.out_features, m.in_features) for m in linear.values()]
-        times, key = [], self._model_key(model, linear)
+        times, key = [], self._model_key(model, linear, lengths)
         for sparsity in (0.0, _SPARSE):
             name = f"{key} at {sparsity:g}"
             if key is None or name not in self._known:
                 try:
-                    self._known[name] = _time_model(model, linear, sparsity)
+                    self._known[name] = _time_model(model, linear, sparsity, lengths)
                 except (EspalierError, AttributeError, ValueError, TypeError, OSError) as error:
                     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                     note = f"speed-ups are of the linear layers alone: the engine cannot run the whole model ({reason})"
@@ -121,7 +126,7 @@ class Costs:
             best = min(best, weight.time(self.isa))
         return best
 
-    def _model_key(self, model: nn.Module, linear: Mapping[str, nn.Linear]) -> str | None:
+    def _model_key(self, model: nn.Module, linear: Mapping[str, nn.Linear], lengths: Sequence[int]) -> str | None:
         config: Any = getattr(model, "config", None)
         if config is None or not hasattr(config, "to_dict"):
             return None
@@ -139,7 +144,9 @@ class Costs:
         )
         known = " ".join(f"{name}={values[name]}" for name in sizes if name in values)
         weights = sum(m.weight.numel() for m in linear.values())
-        return f"{type(model).__name__} {known} {len(linear)} layers of {weights}"
+        # Linear layers take time by tokens, attention by their square.
+        timed = f"{len(lengths)} sequences of {sum(lengths)} tokens, {sum(n * n for n in lengths)} pairs"
+        return f"{type(model).__name__} {known} {len(linear)} layers of {weights}, {timed}"
 
 
 def _groups_for(shape: tuple[int, int]) -> Groups:
@@ -147,10 +154,10 @@ def _groups_for(shape: tuple[int, int]) -> Groups:
     return parse_pattern("unstructured" if shape[0] % 4 else "4x1")
 
 
-def _time_model(model: nn.Module, linear: Mapping[str, nn.Linear], sparsity: float) -> float:
+def _time_model(model: nn.Module, linear: Mapping[str, nn.Linear], sparsity: float, lengths: Sequence[int]) -> float:
     """Seconds for one token of a copy with ``sparsity`` in the layers ``linear`` and no other zeros.
 
-    One thread, sequences of 128 tokens, the best of a few runs.
+    One thread, random tokens in sequences of ``lengths``, the best of a few runs.
     """
     import espalier
     from espalier.compression.tasks.models import save_model
@@ -170,8 +177,8 @@ def _time_model(model: nn.Module, linear: Mapping[str, nn.Linear], sparsity: flo
     vocabulary = int(saver.config.vocab_size)
     rng = np.random.default_rng(0)
     # Some families count positions from the padding id on.
-    length = min(_LENGTH, int(getattr(saver.config, "max_position_embeddings", _LENGTH + 2)) - 2)
-    sequences = [rng.integers(0, vocabulary, length) for _ in range(_SEQUENCES)]
+    most = int(getattr(saver.config, "max_position_embeddings", max(lengths) + 2)) - 2
+    sequences = [rng.integers(0, vocabulary, min(length, most)) for length in lengths]
     with tempfile.TemporaryDirectory() as folder:
         save_model(saver, Path(folder))
         session = espalier.load(folder, threads=1)
@@ -180,4 +187,4 @@ def _time_model(model: nn.Module, linear: Mapping[str, nn.Linear], sparsity: flo
             start = time.perf_counter()
             session.run_ragged(None, sequences)
             best = min(best, time.perf_counter() - start)
-    return best / (length * _SEQUENCES)
+    return best / sum(map(len, sequences))

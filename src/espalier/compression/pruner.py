@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
@@ -16,7 +16,7 @@ from espalier.compression import structured, walk
 from espalier.compression.allocation import cheapest, global_counts
 from espalier.compression.calibration import Batches, Loss, evaluating
 from espalier.compression.config import Config
-from espalier.compression.costs import GRID, Costs
+from espalier.compression.costs import GRID, USUAL_LENGTHS, Costs
 from espalier.compression.groups import STRUCTURED, Groups, parse_pattern
 from espalier.compression.layers import Layer, find_linear
 from espalier.compression.scores import score_class
@@ -63,11 +63,20 @@ class PruneReport:
 class Pruner:
     """``layers``: the linear layers that count, by name; ``masks``: bool ``[outputs, inputs]``, True for what stays.
 
+    ``lengths``: tokens of the sequences that a speed-up is reckoned on, since attention weighs more in long ones.
+
     Raises ConfigError for a pattern that does not divide a layer or a sparsity that it does not allow, and
     UnsupportedModelError for a structured pattern on a model without the structure.
     """
 
-    def __init__(self, model: nn.Module, config: Config, *, costs: Costs | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Config,
+        *,
+        costs: Costs | None = None,
+        lengths: Sequence[int] = USUAL_LENGTHS,
+    ) -> None:
         self.model = model
         self.config = config
         self.masks: dict[str, Tensor] = {}
@@ -75,6 +84,7 @@ class Pruner:
         self._stack: structured.Stack | None = None
         self._report: dict[str, LayerPrune] = {}
         self._costs = costs
+        self._lengths = lengths
         self._rest: tuple[float, str] | None = None
         self._target: float | None = None
         linear = find_linear(model, config.include, config.exclude)
@@ -309,7 +319,7 @@ class Pruner:
 
     def _rest_seconds(self) -> float:
         if self._rest is None:
-            self._rest = self._priced().rest(self.model, self.layers)
+            self._rest = self._priced().rest(self.model, self.layers, self._lengths)
         return self._rest[0]
 
     def _unit_seconds(self, unit: Layer, count: int) -> float:
