@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
-from espalier._cpu import usable_cores
 from espalier._session import checks, ragged
 from espalier._session.describe import TensorInfo, describe
 from espalier._session.report import Report, report_of
 from espalier._session.source import Source, identify
 from espalier._session.steps import AnyStep, NativeStep, OrtStep, prepare
-from espalier._session.target import Target
 from espalier.errors import (
     GraphError,
     InputError,
@@ -30,6 +28,7 @@ from espalier.errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
+from espalier.loading import LoadSettings
 from espalier.ort import OrtProgram
 from espalier.passes import partition as cut
 from espalier.passes.partition import OrtSegment, Program
@@ -64,10 +63,9 @@ def load(
     Raises ModelNotFoundError, ModelFormatError, UnsupportedModelError, InputTypeError, InputError or
     MissingDependencyError.
     """
-    count = _threads(threads)
-    target = Target(device=device, precision=precision, calibration=calibration)
+    settings = LoadSettings(threads=threads, tune=tune, device=device, precision=precision, calibration=calibration)
     source = identify(model)
-    return _open(source, *_ready(source, threads=count, tune=tune, target=target), threads=count, target=target)
+    return _open(source, *_ready(source, settings), settings)
 
 
 def compile(
@@ -86,11 +84,11 @@ def compile(
 
     Raises what :func:`load` raises.
     """
-    count = _threads(threads)
+    settings = LoadSettings(threads=threads, tune=tune)
     source = identify(model)
     if source.kind == "plan":
         raise ModelFormatError(f"{source.name} is a compiled plan already; give the model it was made from, or copy it")
-    program, _ = _ready(source, threads=count, tune=tune, target=Target())
+    program, _ = _ready(source, settings)
     program.steps = [_embedded(step) if isinstance(step, OrtSegment) else step for step in program.steps]
     from espalier import compiler
 
@@ -145,16 +143,15 @@ class Session:
         steps: list[AnyStep],
         *,
         name: str,
-        threads: int,
         original: Path | bytes | None,
-        target: Target,
+        settings: LoadSettings,
     ) -> None:
         self._program = program
         self._steps = steps
         self._name = name
-        self._threads = threads
+        self._threads = settings.thread_count
         self._original = original
-        self._target = target
+        self._settings = settings
         self._fallback: OrtStep | None = None
         self._lock = threading.Lock()
         self._whole = steps[0] if len(steps) == 1 and isinstance(steps[0], OrtStep) and steps[0].segment.whole else None
@@ -171,12 +168,12 @@ class Session:
     @property
     def device(self) -> str:
         """Where the native parts run: ``cpu``, ``cuda``, ``cuda:N`` or ``torch-cpu``."""
-        return self._target.device
+        return self._settings.device
 
     @property
     def tolerance(self) -> float:
         """The largest error that this session's arithmetic explains, relative to the largest output (at least 1)."""
-        return self._target.tolerance
+        return self._settings.tolerance
 
     def get_inputs(self) -> list[TensorInfo]:
         """The inputs in order, described as ONNX Runtime does."""
@@ -326,16 +323,6 @@ class Session:
         return fallback.run_list(wanted, feeds, run_options)
 
 
-def _threads(threads: int | None) -> int:
-    if threads is None:
-        return usable_cores()
-    if isinstance(threads, bool) or not isinstance(threads, int):
-        raise InputTypeError(f"threads must be a whole number or None; got {threads!r}")
-    if threads < 1:
-        raise InputError(f"threads must be at least 1; got {threads}: leave it out to use every core the process may")
-    return threads
-
-
 def _program(source: Source) -> Program:
     """Import, lift and cut the model."""
     model = source.model
@@ -389,27 +376,27 @@ def _unread(source: Source, error: ModelError | GraphError) -> Program:
     return Program(source.name, inputs, outputs, {}, [segment])
 
 
-def _ready(source: Source, *, threads: int, tune: bool, target: Target) -> tuple[Program, list[AnyStep]]:
+def _ready(source: Source, settings: LoadSettings) -> tuple[Program, list[AnyStep]]:
     """The program and its steps, ready to run; the whole model in ONNX Runtime where the engine refuses a part.
 
     What a GPU refuses is refused: a model asked for there must not run elsewhere unnoticed.
     """
     program = _program(source)
     try:
-        return program, prepare(program.steps, threads=threads, tune=tune, target=target)
+        return program, prepare(program.steps, settings)
     except (UnsupportedModelError, ModelFormatError, GraphError) as error:
         native = any(isinstance(step, cut.NativeSegment) for step in program.steps)
-        if source.kind != "onnx" or not native or target.is_gpu:
+        if source.kind != "onnx" or not native or settings.is_gpu:
             raise
         program = _unread(source, error)
-        return program, prepare(program.steps, threads=threads, tune=tune, target=target)
+        return program, prepare(program.steps, settings)
 
 
-def _open(source: Source, program: Program, steps: list[AnyStep], *, threads: int, target: Target) -> Session:
+def _open(source: Source, program: Program, steps: list[AnyStep], settings: LoadSettings) -> Session:
     # The steps hold what they need; the weights they were made from must not stay in memory beside them.
     ends = replace(program, steps=[])
     original = source.model if source.kind == "onnx" else None
-    return Session(ends, steps, name=source.name, threads=threads, original=original, target=target)
+    return Session(ends, steps, name=source.name, original=original, settings=settings)
 
 
 def _embedded(segment: OrtSegment) -> OrtSegment:

@@ -81,6 +81,7 @@ def test_benchmark_json_is_pure_and_complete(run_json: RunJson, model: Path) -> 
         assert row["tokens_per_s"] == pytest.approx(said["settings"]["tokens"] / row["p50_ms"] * 1e3)
     assert said["settings"]["samples"] == 3
     assert said["settings"]["threads"] == 1
+    assert "load" not in said["settings"]
     assert said["machine"]["isa"]
     assert said["ratio"] > 0
     assert str(model.parent) not in json.dumps(said)

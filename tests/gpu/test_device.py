@@ -80,11 +80,12 @@ def test_precisions() -> None:
     ],
 )
 def test_what_a_session_refuses(options: dict[str, Any]) -> None:
-    from espalier._session.target import Target
+    from espalier._session.build import build
+    from espalier.loading import LoadSettings
     from espalier.passes.partition import NativeSegment
 
     with pytest.raises(InputError):
-        Target(**options).build([NativeSegment(None)], threads=1, tune=False)  # type: ignore[arg-type]
+        build([NativeSegment(None)], LoadSettings(**options))  # type: ignore[arg-type]
 
 
 def test_without_torch_the_message_ends_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,8 +113,8 @@ def test_without_a_gpu_the_message_says_why() -> None:
 def test_importing_and_naming_a_gpu_imports_no_torch() -> None:
     code = (
         "import sys, espalier, espalier.gpu, espalier.gpu.device\n"
-        "from espalier._session.target import Target\n"
-        "Target(device='cuda', precision='bf16')\n"
+        "from espalier.loading import LoadSettings\n"
+        "LoadSettings(device='cuda', precision='bf16')\n"
         "assert not {'torch', 'triton'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from espalier.loading import LoadSettings
 from espalier.mlperf.run import Settings, run
 
 SAMPLES = 10833
@@ -78,7 +79,12 @@ def as_full(quick_results: Path) -> Path:
 
 def quick_settings(data: Path, out: Path, **changes: object) -> Settings:
     """Quick runs of the engine that does nothing."""
-    values: dict[str, object] = {"benchmark": "bert-99", "engine": "noop", "quick": 0.3, "threads": 1}
+    values: dict[str, object] = {
+        "benchmark": "bert-99",
+        "engine": "noop",
+        "quick": 0.3,
+        "load": LoadSettings(threads=1),
+    }
     return Settings(data=data, out=out, **{**values, **changes})  # type: ignore[arg-type]
 
 

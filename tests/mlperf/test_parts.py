@@ -16,7 +16,9 @@ import pytest
 from espalier.data import Feature, Tokens, read_squad
 from espalier.data.squad import evaluate
 from espalier.errors import DataError, InputError, RulesError
+from espalier.loading import LoadSettings
 from espalier.mlperf import benchmarks, gate, loadgen
+from espalier.mlperf.engines import EngineSettings
 from espalier.mlperf.features import Samples
 from espalier.mlperf.library import PairsLibrary, SquadLibrary, read_library
 from espalier.mlperf.rounds import ROUNDS
@@ -244,3 +246,11 @@ def test_the_real_data_makes_the_benchmarks_samples(
     library = read_library("squad", squad, tmp_path)
     assert len(library.samples) == 10833
     assert library.title == "SQuAD v1.1 dev, rebuilt"
+
+
+def test_settings_of_an_engine_travel_as_json() -> None:
+    load = LoadSettings(threads=3, tune=False, device="torch-cpu", calibration=Path("scales.json"))
+    settings = EngineSettings(load=load, padding="none", batch=16, max_length=384)
+    said = json.loads(json.dumps(settings.to_dict()))
+    assert (said["threads"], said["calibration"], said["padding"]) == (3, "scales.json", "none")
+    assert EngineSettings.from_dict(said).to_dict() == said

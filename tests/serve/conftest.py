@@ -15,6 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
+from espalier.loading import LoadSettings
 from espalier.serve import ServerConfig
 from espalier.serve.rpc.messages import SERVICE, message, methods
 from espalier.serve.server import Server
@@ -151,7 +152,7 @@ class Client:
 @contextmanager
 def running(models: dict[str, Path], **options: Any) -> Iterator[Client]:
     """A server on free ports of loopback, in a thread."""
-    config = ServerConfig(**{"http_port": 0, "grpc_port": 0, "threads": 1, "tune": False, **options})
+    config = ServerConfig(**{"http_port": 0, "grpc_port": 0, "load": LoadSettings(threads=1, tune=False), **options})
     server, ready, failed = Server(config), threading.Event(), []
     loop = asyncio.new_event_loop()
 
@@ -230,7 +231,7 @@ class SlowSession:
 def slow(monkeypatch: pytest.MonkeyPatch) -> SlowSession:
     """The session of every model that a server loads."""
     session = SlowSession(0.01)
-    monkeypatch.setattr("espalier.serve.models.load", lambda path, **options: session)
+    monkeypatch.setattr(LoadSettings, "open", lambda _, path: session)
     return session
 
 

@@ -18,7 +18,6 @@ import espalier
 from espalier import compiler
 from espalier import session as module
 from espalier._session.source import Source, identify
-from espalier._session.target import Target
 from espalier.errors import (
     EspalierError,
     GraphError,
@@ -31,6 +30,7 @@ from espalier.errors import (
     UnsupportedModelError,
 )
 from espalier.ir import Graph
+from espalier.loading import LoadSettings
 from espalier.passes.partition import Program, partition
 
 onnx = pytest.importorskip("onnx")
@@ -310,4 +310,4 @@ def test_a_segment_the_engine_refuses_goes_to_onnxruntime(
     assert len(session.report().steps) == 1
     monkeypatch.setattr(module, "_program", lambda _source: Program.of(tiny, partition(tiny)))
     with pytest.raises(UnsupportedModelError, match="no kernel"):
-        module._ready(Source("hf", Path("folder")), threads=1, tune=False, target=Target())
+        module._ready(Source("hf", Path("folder")), LoadSettings(threads=1, tune=False))

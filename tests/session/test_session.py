@@ -14,9 +14,9 @@ import espalier
 from espalier import session as module
 from espalier._session.source import Source
 from espalier._session.steps import prepare
-from espalier._session.target import Target
 from espalier.errors import EspalierError, InputError, InputNameError, InputShapeError, InputTypeError
 from espalier.ir import Graph
+from espalier.loading import LoadSettings
 from espalier.passes.partition import NativeSegment, OrtSegment, Program, Step, partition
 
 pytest.importorskip("onnxruntime")
@@ -34,8 +34,8 @@ def open_graph(graph: Graph, original: bytes | None = None) -> espalier.Session:
 
 def open_steps(graph: Graph, steps: list[Step], original: bytes | None = None) -> espalier.Session:
     source = Source("onnx" if original else "hf", original or Path(graph.name))
-    ready = prepare(steps, threads=1, tune=False, target=Target())
-    return module._open(source, Program.of(graph, steps), ready, threads=1, target=Target())
+    settings = LoadSettings(threads=1, tune=False)
+    return module._open(source, Program.of(graph, steps), prepare(steps, settings), settings)
 
 
 def peer(data: bytes, feeds: Feeds) -> list[Any]:

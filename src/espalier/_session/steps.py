@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from espalier._session.build import build
 from espalier._session.checks import ValueCheck, value_checks
-from espalier._session.target import Target
 from espalier.compiler.packed import PackedProgram
 from espalier.errors import EngineError
+from espalier.loading import LoadSettings
 from espalier.ort import OrtProgram
 from espalier.passes.partition import NativeSegment, OrtSegment, Step
 
@@ -115,13 +116,13 @@ class OrtStep:
 AnyStep = NativeStep | OrtStep
 
 
-def prepare(steps: list[Step], *, threads: int, tune: bool, target: Target) -> list[AnyStep]:
+def prepare(steps: list[Step], settings: LoadSettings) -> list[AnyStep]:
     """Compile native segments and open foreign ones. Raises UnsupportedModelError, ModelError and its like."""
     native = [step for step in steps if isinstance(step, NativeSegment)]
-    programs = iter(target.build(native, threads=threads, tune=tune))
+    programs = iter(build(native, settings))
     return [
         NativeStep(step, next(programs))
         if isinstance(step, NativeSegment)
-        else OrtStep(step, OrtProgram(step.model, threads=threads, shared=bool(native)))
+        else OrtStep(step, OrtProgram(step.model, threads=settings.thread_count, shared=bool(native)))
         for step in steps
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from espalier.bench.agreement import Agreement, compare
 from espalier.bench.feeds import Feeds, input_limits, make_feeds, read_feeds
 from espalier.bench.timing import Timing, interleaved
 from espalier.errors import InputError, UnsupportedModelError
-from espalier.session import Session, load
+from espalier.loading import LoadSettings
+from espalier.session import Session
 
 ESPALIER = "espalier"
 RAGGED = "espalier, ragged"
@@ -88,23 +89,19 @@ class BenchmarkResult:
 class Settings:
     """How to measure. ``inputs`` is an ``.npz`` file to use instead of made-up inputs of ``batch`` and ``seq``.
 
-    ``tolerance`` is the session's own for None; ``device``, ``precision`` and ``calibration`` say where and how to run.
+    ``tolerance`` is the session's own for None; ``load`` says where and how to run.
     """
 
     against: str | None = None
     batch: int = 1
     seq: int = 128
     ragged: bool = False
-    threads: int | None = None
     rounds: int = 20
     warmup: int = 3
-    tune: bool = True
     seed: int = 0
     tolerance: float | None = None
     inputs: Path | None = None
-    device: str = "cpu"
-    precision: str | None = None
-    calibration: Path | None = None
+    load: LoadSettings = field(default_factory=LoadSettings)
 
 
 def benchmark(
@@ -123,14 +120,7 @@ def benchmark(
         raise InputError(f"unknown peer {settings.against!r}; known: {', '.join(PEERS)}")
     stage = on_stage or (lambda _: None)
     stage("loading")
-    session = load(
-        model,
-        threads=settings.threads,
-        tune=settings.tune,
-        device=settings.device,
-        precision=settings.precision,
-        calibration=settings.calibration,
-    )
+    session = settings.load.open(model)
     tolerance = session.tolerance if settings.tolerance is None else settings.tolerance
     feeds = _feeds(model, session, settings)
     names = [info.name for info in session.get_outputs()]
@@ -224,10 +214,13 @@ def as_onnx(model: Path, folder: Path) -> Path:
 
 
 def _settings(settings: Settings, session: Session, feeds: Feeds, tolerance: float) -> dict[str, Any]:
+    measuring, calibration = asdict(settings), settings.load.calibration
+    loading = measuring.pop("load")
     return {
-        **asdict(settings),
+        **measuring,
+        **loading,
         "inputs": None if settings.inputs is None else settings.inputs.name,
-        "calibration": None if settings.calibration is None else settings.calibration.name,
+        "calibration": None if calibration is None else Path(calibration).name,
         "tolerance": tolerance,
         "threads": session.threads,
         "samples": feeds.samples,

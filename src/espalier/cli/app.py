@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,21 +12,18 @@ import espalier
 from espalier.cli import files, show
 from espalier.cli.cluster import cluster
 from espalier.cli.compress import compress
-from espalier.cli.entry import EspalierGroup, debug_option, json_option, target_options
+from espalier.cli.entry import EspalierGroup, debug_option, json_option
 from espalier.cli.mlperf import mlperf
+from espalier.cli.options import load_options, target_options, threads_option, tune_option
 from espalier.cli.serve import serve
 from espalier.files import replacing
 
+if TYPE_CHECKING:
+    from espalier.loading import LoadSettings
+
 CHECK_FAILED = 1
 
-
 _MODEL = click.argument("model", type=click.Path(path_type=Path))
-_THREADS = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads to run on.  [default: the cores this process may use]"
-)
-_NO_TUNE = click.option(
-    "--no-tune", is_flag=True, help="Choose weight formats by the cost model instead of by measurement."
-)
 
 
 @click.group(cls=EspalierGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -59,18 +55,16 @@ def inspect(model: Path, as_json: bool, **target: Any) -> None:
 @_MODEL
 @click.option("--inputs", type=click.Path(path_type=Path), required=True, help="An .npz file of arrays by input name.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The .npz file to write.")
-@_THREADS
-@_NO_TUNE
-@target_options
+@load_options
 @debug_option
-def run(model: Path, inputs: Path, output: Path, threads: int | None, no_tune: bool, **target: Any) -> None:
+def run(model: Path, inputs: Path, output: Path, load: LoadSettings) -> None:
     """Run MODEL once on saved inputs and save its outputs."""
     from espalier.bench.feeds import read_arrays
 
     files.check_output(output, [model, inputs])
     feeds = read_arrays(inputs)
     with show.status("loading"):
-        session = espalier.load(model, threads=threads, tune=not no_tune, **target)
+        session = load.open(model)
     with show.status("running"):
         results = session.run(None, feeds)
     names = [info.name for info in session.get_outputs()]
@@ -82,8 +76,8 @@ def run(model: Path, inputs: Path, output: Path, threads: int | None, no_tune: b
 @_MODEL
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The plan to write (.espalier).")
 @click.option("--exact", is_flag=True, help="Keep embedding tables in float32 instead of 16-bit integers with scales.")
-@_THREADS
-@_NO_TUNE
+@threads_option
+@tune_option
 @debug_option
 def compile(model: Path, output: Path, exact: bool, threads: int | None, no_tune: bool) -> None:
     """Compile MODEL into a plan: one file that loads at once, its size in proportion to the nonzeros."""
@@ -106,7 +100,6 @@ def compile(model: Path, output: Path, exact: bool, threads: int | None, no_tune
 @click.option(
     "--inputs", type=click.Path(path_type=Path), help="Real inputs (.npz by input name) instead of made-up ones."
 )
-@_THREADS
 @click.option("--rounds", type=click.IntRange(min=1), default=20, show_default=True, help="Timed runs of each.")
 @click.option("--warmup", type=click.IntRange(min=0), default=3, show_default=True, help="Untimed runs before.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the made-up inputs.")
@@ -115,12 +108,11 @@ def compile(model: Path, output: Path, exact: bool, threads: int | None, no_tune
     type=click.FloatRange(min=0),
     help="Relative error that still agrees.  [default: 2e-4; 0.05 and 0.2 in 16 and 8 bits on a GPU]",
 )
-@_NO_TUNE
-@target_options
+@load_options
 @json_option("Write the whole result as JSON.")
 @debug_option
 @click.pass_context
-def benchmark(context: click.Context, /, model: Path, json_to: str | None, no_tune: bool, **options: Any) -> None:
+def benchmark(context: click.Context, /, model: Path, json_to: str | None, **options: Any) -> None:
     """Time MODEL on this machine. Outputs are compared first, and wrong answers are not timed (exit code 1)."""
     from espalier.bench import Settings
     from espalier.bench import benchmark as measure
@@ -128,7 +120,7 @@ def benchmark(context: click.Context, /, model: Path, json_to: str | None, no_tu
     target = None if json_to in (None, "-") else Path(str(json_to))
     if target is not None:
         files.check_output(target, [model, *([options["inputs"]] if options["inputs"] else [])])
-    settings = replace(Settings(**options), tune=not no_tune)
+    settings = Settings(**options)
     with show.progress(settings.rounds) as (stage, done):
         result = measure(model, settings, on_stage=stage, on_round=done)
     if target is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -51,20 +50,6 @@ def json_option(description: str) -> Callable[[F], F]:
         return decorated
 
     return option
-
-
-def target_options(command: F) -> F:
-    """``--device``, ``--precision`` and ``--calibration``: where a model runs, as :func:`espalier.load` takes them."""
-    options: Any = (
-        click.option(
-            "--calibration", type=click.Path(path_type=Path), help="FP8 scales from `espalier calibrate`, for a GPU."
-        ),
-        click.option("--precision", help="On a GPU: fp32, fp16, bf16 or fp8.  [default: bf16, or fp8 if calibrated]"),
-        click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N, or torch-cpu to check."),
-    )
-    for option in options:
-        command = option(command)
-    return command
 
 
 class EspalierGroup(click.Group):

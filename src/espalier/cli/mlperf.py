@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from espalier.cli import show
-from espalier.cli.entry import debug_option, target_options
+from espalier.cli.entry import debug_option
+from espalier.cli.options import load_options
 
 if TYPE_CHECKING:
     from espalier.mlperf.results import System
@@ -48,8 +49,6 @@ def mlperf() -> None:
 @click.option("--padding", type=click.Choice(["max", "longest"]), help="For engines that pad.  [default: max]")
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Likewise: most per batch.")
 @click.option("--tokenizer", type=_PATH, help="The folder of tokenizer.json.  [default: the model's]")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to run on.  [default: the cores it may use]")
-@click.option("--no-tune", is_flag=True, help="Choose weight formats by the cost model instead of by measurement.")
 @click.option("--name", help="The system's name, a folder in the output.  [default: the engine's and the model's]")
 @click.option("--note", default="", help="A remark for reports, such as: untrained.")
 @click.option(
@@ -63,7 +62,7 @@ def mlperf() -> None:
 @click.option("--latency-ms", type=click.FloatRange(min=0, min_open=True), help="The Server's bound.  [default: 130]")
 @click.option("--network", multiple=True, metavar="HOST:PORT", help="A node that runs the model; several may be given.")
 @click.option("--fresh", is_flag=True, help="Measure again what is finished.")
-@target_options
+@load_options
 @debug_option
 @click.pass_context
 def run(context: click.Context, /, model: Path, **options: Any) -> None:
@@ -81,7 +80,6 @@ def run(context: click.Context, /, model: Path, **options: Any) -> None:
         scenarios=tuple(scenarios(options.pop("scenario"))),
         modes=_names(options.pop("mode")),
         audits=audits,
-        tune=not options.pop("no_tune"),
         quick=_seconds(options.pop("quick")),
         **options,
     )
@@ -141,8 +139,7 @@ def report(results: tuple[Path, ...], out: Path | None) -> None:
 @click.option("--insecure", is_flag=True, help="Answer whoever can reach --host, without a token.")
 @click.option("--latency-ms", type=click.FloatRange(min=0, min_open=True), help="Most throughput within this.")
 @click.option("--name", help="The node's name.  [default: the machine's]")
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to run on.  [default: the cores it may use]")
-@click.option("--no-tune", is_flag=True, help="Choose weight formats by the cost model instead of by measurement.")
+@load_options
 @debug_option
 def node(model: Path, **options: Any) -> None:
     """Run MODEL for `espalier mlperf run --network`, until SIGTERM.

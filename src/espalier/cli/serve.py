@@ -13,9 +13,11 @@ import click
 from espalier._network import TOKEN_VARIABLE, read_token
 from espalier.cli import show
 from espalier.cli.entry import debug_option
+from espalier.cli.options import load_options
 from espalier.errors import ConfigError
 
 if TYPE_CHECKING:
+    from espalier.loading import LoadSettings
     from espalier.serve import ServerConfig
     from espalier.serve.server import Server
 
@@ -51,12 +53,9 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     show_default=True,
     help="At SIGTERM: not ready, but still answering, for this long.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads to run on.  [default: the cores it may use]")
-@click.option("--no-tune", is_flag=True, help="Choose weight formats by the cost model instead of by measurement.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:N, or torch-cpu to check.")
-@click.option("--precision", help="On a GPU: fp32, fp16 or bf16.  [default: bf16]")
+@load_options
 @debug_option
-def serve(models: tuple[str, ...], **options: Any) -> None:
+def serve(models: tuple[str, ...], load: LoadSettings, **options: Any) -> None:
     """Serve models until SIGTERM: the Open Inference Protocol, OpenAI's embeddings, and tasks on texts.
 
     Each model is called by NAME, which is its file's or folder's unless given. The page at / shows what is served.
@@ -73,10 +72,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
         token=read_token(options["token_file"]),
         insecure=options["insecure"],
         tls=_tls(Tls, options["tls_cert"], options["tls_key"], options["tls_client_ca"]),
-        threads=options["threads"],
-        tune=not options["no_tune"],
-        device=options["device"],
-        precision=options["precision"],
+        load=load,
         load_from=options["load_from"],
         limits=Limits(
             tokens=options["batch_tokens"],
@@ -114,10 +110,7 @@ def _serve_on_cluster(address: str, models: dict[str, Path], config: ServerConfi
     shared = {
         "grpc_port": None,
         "token": config.token,
-        "threads": config.threads,
-        "tune": config.tune,
-        "device": config.device,
-        "precision": config.precision,
+        "load": asdict(config.load),
         "limits": asdict(config.limits),
     }
     with show.status("deploying"):

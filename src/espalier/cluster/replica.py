@@ -21,6 +21,7 @@ except ImportError as error:
     ) from error
 
 from espalier.cluster import balance, settings
+from espalier.loading import LoadSettings
 from espalier.scheduler import Limits
 from espalier.serve import ServerConfig
 from espalier.serve.http.app import create_app
@@ -62,8 +63,8 @@ class Engine:
     """Loads the models and answers until it is told to go."""
 
     async def __init__(self, models: dict[str, str], options: dict[str, Any]) -> None:  # type: ignore[misc]
-        limits = Limits(**options["limits"])
-        own = {"limits": limits, "body_bytes": settings.BODY_BYTES, "timeout": settings.SLOWEST_S - 1}
+        parts = {"limits": Limits(**options["limits"]), "load": LoadSettings(**options["load"])}
+        own = {**parts, "body_bytes": settings.BODY_BYTES, "timeout": settings.SLOWEST_S - 1}
         config = ServerConfig(**{**options, **own})
         self._service = Service(config)
         self._folder = tempfile.TemporaryDirectory(prefix="espalier-models-")

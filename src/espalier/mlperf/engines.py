@@ -11,8 +11,8 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from espalier.data.batching import Feature
 from espalier.errors import InputError, MissingDependencyError
+from espalier.loading import LoadSettings
 
 if TYPE_CHECKING:
     from espalier.pipelines import Pipeline
@@ -27,18 +28,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """``padding``: ``"none"``, ``"longest"`` of a batch, or ``"max"`` (``max_length`` tokens). ``batch``: most
-    sequences of a padded batch. ``device``, ``precision`` and ``calibration``: of Espalier's sessions.
+    """``load``: how Espalier loads the model; the others only take its threads.
+
+    ``padding``: ``"none"``, ``"longest"`` of a batch, or ``"max"`` (``max_length`` tokens). ``batch``: most sequences
+    of a padded batch.
     """
 
-    threads: int
+    load: LoadSettings
     padding: str
     batch: int
     max_length: int
-    tune: bool = True
-    device: str = "cpu"
-    precision: str | None = None
-    calibration: str | None = None
+
+    @property
+    def threads(self) -> int:
+        """Threads of a run."""
+        return self.load.thread_count
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings side by side, ready for JSON."""
+        found = asdict(self)
+        load = found.pop("load")
+        calibration = load["calibration"] and os.fspath(load["calibration"])
+        return {**load, "threads": self.threads, "calibration": calibration, **found}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EngineSettings:
+        """The opposite of :meth:`to_dict`."""
+        load = {field.name: values[field.name] for field in fields(LoadSettings)}
+        return cls(load=LoadSettings(**load), **{name: value for name, value in values.items() if name not in load})
 
 
 class Engine(ABC):
@@ -75,17 +92,7 @@ class Espalier(Engine):
 
     def __init__(self, model: Path, pipeline: type[Pipeline], settings: EngineSettings) -> None:
         super().__init__(model, pipeline, settings)
-        from espalier.session import load
-
-        session = load(
-            model,
-            threads=settings.threads,
-            tune=settings.tune,
-            device=settings.device,
-            precision=settings.precision,
-            calibration=settings.calibration,
-        )
-        self._pipeline = pipeline(session, None)
+        self._pipeline = pipeline(settings.load.open(model), None)
 
     def run(self, features: Sequence[Feature]) -> list[np.ndarray]:
         return self._pipeline.run(features)

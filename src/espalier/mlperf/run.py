@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import espalier
-from espalier._cpu import usable_cores
 from espalier.errors import EspalierError, InputError, ModelNotFoundError, RulesError
+from espalier.loading import LoadSettings
 from espalier.mlperf import compliance, gate, results
 from espalier.mlperf.benchmarks import Benchmark, find
 from espalier.mlperf.engines import EngineSettings, find_engine
@@ -45,7 +45,7 @@ class Settings:
     ``padding`` and ``batch`` are for engines that need them; ``server_qps`` skips the search for the Server's rate.
     ``network``: addresses of nodes (``espalier mlperf node``) that run the model in place of this machine.
     ``python``: the interpreter of another environment, for its engine. ``audits``: compliance tests to run too.
-    ``device``, ``precision``, ``calibration``: as :func:`espalier.load` takes them.
+    ``load``: how to load the model; engines other than Espalier's only take its threads.
     """
 
     benchmark: str
@@ -59,10 +59,9 @@ class Settings:
     tokenizer: Path | None = None
     name: str | None = None
     note: str = ""
-    threads: int | None = None
+    load: LoadSettings = field(default_factory=LoadSettings)
     padding: str | None = None
     batch: int = 16
-    tune: bool = True
     quick: float | None = None
     server_qps: float | None = None
     latency_ms: float | None = None
@@ -71,13 +70,15 @@ class Settings:
     category: str = "edge"
     network: tuple[str, ...] = ()
     round: str = "v6.1"
-    device: str = "cpu"
-    precision: str | None = None
-    calibration: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.device != "cpu" and self.engine != "espalier":
-            raise InputError(f"the engine {self.engine} runs on the CPU here; leave out device {self.device!r}")
+        if self.load.is_gpu and self.engine != "espalier":
+            raise InputError(f"the engine {self.engine} runs on the CPU here; leave out device {self.load.device!r}")
+        if self.load.is_gpu and self.network:
+            raise InputError(
+                f"nodes run the model, each where it was told to: leave out device {self.load.device!r} here, and give "
+                "it to espalier mlperf node"
+            )
         unknown = [mode for mode in self.modes if mode not in _MODES]
         if unknown:
             raise InputError(f"unknown mode {', '.join(unknown)}; known: {', '.join(_MODES)}")
@@ -119,7 +120,6 @@ class Runner:
             raise ModelNotFoundError(f"{model} does not exist; give a model file or folder")
         self.padding = padding
         self.model = model.resolve()
-        self.threads = settings.threads or usable_cores()
         self.folder = settings.out / (settings.name or _system_name(model, settings, padding))
         self._tell = tell
         self._work = self.folder / "work"
@@ -159,7 +159,7 @@ class Runner:
                 "data": self.library.digest,
                 "model": self.digest,
                 "engine": settings.engine,
-                "settings": asdict(self._engine_settings()),
+                "settings": self._engine_settings().to_dict(),
                 "round": settings.round,
                 "quick": settings.quick,
                 "latency_ms": settings.latency_ms,
@@ -181,15 +181,12 @@ class Runner:
         }
 
     def _engine_settings(self) -> EngineSettings:
+        load, calibration = self.settings.load, self.settings.load.calibration
         return EngineSettings(
-            threads=self.threads,
+            load=load if calibration is None else replace(load, calibration=Path(calibration).resolve()),
             padding=self.padding,
             batch=self.settings.batch,
             max_length=self.library.max_length,
-            tune=self.settings.tune,
-            device=self.settings.device,
-            precision=self.settings.precision,
-            calibration=None if self.settings.calibration is None else str(self.settings.calibration.resolve()),
         )
 
     def _job(self, scenario: str, mode: str, out: Path, conf: Mapping[str, float]) -> Job:
@@ -202,7 +199,7 @@ class Runner:
             engine=self.settings.engine,
             model=str(self._engine_model),
             library=self.benchmark.library,
-            settings=asdict(settings),
+            settings=settings.to_dict(),
             samples=str((self._work / "samples.npz").resolve()),
             scenario=scenario,
             mode=mode,
@@ -506,8 +503,9 @@ def _system_name(model: Path, settings: Settings, padding: str) -> str:
     parts = [settings.engine, model.stem if model.is_file() else model.name]
     if padding == "longest":
         parts.append("unpadded")
-    if settings.device != "cpu":
-        parts += [settings.device, "fp8" if settings.calibration is not None else settings.precision or "bf16"]
+    load = settings.load
+    if load.is_gpu:
+        parts += [load.device, "fp8" if load.calibration is not None else load.precision or "bf16"]
     return "-".join("".join(c if c.isalnum() or c in "._-" else "-" for c in part) for part in parts)
 
 

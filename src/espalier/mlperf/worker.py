@@ -97,7 +97,7 @@ def _open(job: Job) -> Any:
         from espalier.mlperf.network.qdl import RemoteEngine
 
         return RemoteEngine(job.network, read_token(None))
-    return open_engine(job.engine, Path(job.model), PIPELINES[job.library], EngineSettings(**job.settings))
+    return open_engine(job.engine, Path(job.model), PIPELINES[job.library], EngineSettings.from_dict(job.settings))
 
 
 def _die_with_parent() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from espalier._network import is_loopback
 from espalier.errors import ConfigError
+from espalier.loading import LoadSettings
 from espalier.scheduler import Limits
 
 MIB = 1 << 20
@@ -32,7 +33,7 @@ class Tls:
 class ServerConfig:
     """Addresses, safety and limits. Port 0 takes a free one, None leaves the protocol out.
 
-    ``device`` and ``precision``: of the models, as :func:`espalier.load` takes them.
+    ``load``: how to load the models.
     ``token``: clients must send ``Authorization: Bearer TOKEN``; needed beyond loopback unless ``insecure``.
     ``load_from``: the folder whose models clients may load and unload by name; None forbids it. Seconds:
     ``head_timeout`` for a request's head, ``body_timeout`` for its body, ``idle_timeout`` between requests,
@@ -48,10 +49,7 @@ class ServerConfig:
     token: str | None = None
     insecure: bool = False
     tls: Tls | None = None
-    threads: int | None = None
-    tune: bool = True
-    device: str = "cpu"
-    precision: str | None = None
+    load: LoadSettings = field(default_factory=LoadSettings)
     load_from: Path | None = None
     limits: Limits = field(default_factory=lambda: Limits(delay=1.0))
     body_bytes: int = 16 * MIB

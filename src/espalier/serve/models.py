@@ -6,11 +6,11 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from espalier.errors import InputNameError, UnknownModelError
+from espalier.loading import LoadSettings
 from espalier.pipelines import Embeddings, Pipeline, QuestionAnswering, TextClassification, TokenClassification, choose
-from espalier.session import Session, load
+from espalier.session import Session
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 TASKS: dict[type[Pipeline], str] = {
@@ -45,10 +45,10 @@ class Model:
 class Models:
     """Models by name. Looking up is for one thread, :meth:`load` may run in another."""
 
-    def __init__(self, *, folder: Path | None = None, **options: Any) -> None:
-        """``options`` go to :func:`espalier.load`."""
+    def __init__(self, settings: LoadSettings, *, folder: Path | None = None) -> None:
+        """``settings``: of every model that is loaded. ``folder``: of those that clients may load."""
         self.folder = folder
-        self._options = options
+        self._settings = settings
         self._models: dict[str, Model] = {}
         self._versions: dict[str, int] = {}
         self._loading = threading.Lock()
@@ -100,7 +100,7 @@ class Models:
             )
         with self._loading:
             version = self._versions.get(name, 0) + 1
-            model = Model(name, version, path, load(path, **self._options))
+            model = Model(name, version, path, self._settings.open(path))
             self._versions[name] = version
             self._models[name] = model
         return model

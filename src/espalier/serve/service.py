@@ -26,13 +26,7 @@ class Service:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.metrics = Metrics()
-        self.models = Models(
-            folder=config.load_from,
-            threads=config.threads,
-            tune=config.tune,
-            device=config.device,
-            precision=config.precision,
-        )
+        self.models = Models(config.load, folder=config.load_from)
         self.dispatcher = Dispatcher(config.limits, self.metrics)
         self.started = time.time()
         self.ready = False

@@ -8,9 +8,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from espalier._cpu import usable_cores
 from espalier._network import is_loopback, read_token
 from espalier.errors import ConfigError
+from espalier.loading import LoadSettings
 from espalier.mlperf.benchmarks import find
 from espalier.mlperf.engines import EngineSettings, Espalier
 from espalier.mlperf.library import LIBRARIES
@@ -20,7 +20,7 @@ from espalier.scheduler import Limits
 
 def serve_node(
     model: Path, *, benchmark: str, host: str, port: int, token_file: Path | None, insecure: bool,
-    latency_ms: float | None, name: str | None, threads: int | None, no_tune: bool, say: Callable[[str], None],
+    latency_ms: float | None, name: str | None, load: LoadSettings, say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Load ``model``, say where the node listens, and answer until SIGTERM or SIGINT.
 
@@ -33,9 +33,7 @@ def serve_node(
             "--insecure if everyone may use it"
         )
     library = LIBRARIES[find(benchmark).library]
-    settings = EngineSettings(
-        threads=threads or usable_cores(), padding="none", batch=1, max_length=library.max_length, tune=not no_tune
-    )
+    settings = EngineSettings(load=load, padding="none", batch=1, max_length=library.max_length)
     engine = Espalier(model, library.pipeline, settings)
     limits = Limits(waiting=None, latency=None if latency_ms is None else latency_ms / 1e3)
     own = name or socket.gethostname()
