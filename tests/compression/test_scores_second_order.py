@@ -8,7 +8,10 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="scores are PyTorch's")
 
+from espalier.compression.config import Calibration  # noqa: E402
 from espalier.compression.groups import Groups, parse_pattern  # noqa: E402
+from espalier.compression.layers import Layer  # noqa: E402
+from espalier.compression.scores.sparsegpt import SparseGPT  # noqa: E402
 from espalier.compression.second_order import (  # noqa: E402
     cholesky,
     column_scores,
@@ -252,3 +255,23 @@ def test_whole_columns_can_be_a_group() -> None:
     assert int(kept.sum()) == 6
     assert torch.equal(swept.any(0), kept[0])
     assert error(weight, refit(weight, hessian, kept, groups), x) <= error(weight, swept, x)
+
+
+def test_an_outlier_among_the_outputs_does_not_decide_a_loss() -> None:
+    weight, _, hessian = problem()
+
+    def losses(factor: float) -> list[float]:
+        module = torch.nn.Linear(SHAPE[1], SHAPE[0], bias=False)
+        module.weight.data = weight.float()
+        module.weight.data[3] *= factor
+        score = SparseGPT(Calibration())
+        score._hessians = {"it": hessian.float()}
+        masks = {"it": torch.ones(SHAPE, dtype=torch.bool)}
+        return score.losses(Layer("it", module, parse_pattern("unstructured"), masks), [0, 24, 48, 96])
+
+    plain, outlier = losses(1.0), losses(1e3)
+    assert plain == sorted(plain)
+    assert plain[0] == outlier[0] == 0
+    assert plain[3] == pytest.approx(96)  # everything is gone, and a layer counts by its weights
+    assert outlier[3] == pytest.approx(96)
+    assert outlier[1] > 0.1 * plain[1]  # relative to the norm of all outputs it would be next to nothing

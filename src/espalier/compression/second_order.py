@@ -192,8 +192,13 @@ def refit(weight: Tensor, hessian: Tensor, kept: Tensor, groups: Groups) -> Tens
 
 def output_error(change: Tensor, hessian: Tensor) -> float:
     """``trace(change hessian change^T)``: the squared error of the outputs, for ``change`` ``[outputs, inputs]``."""
+    return float(output_errors(change, hessian).sum())
+
+
+def output_errors(change: Tensor, hessian: Tensor) -> Tensor:
+    """The squared error of each output, ``[outputs]``; see :func:`output_error`."""
     change = change.to(hessian.dtype)
-    return float(((change @ hessian) * change).sum())
+    return ((change @ hessian) * change).sum(1)
 
 
 def quadratic(weight: Tensor, inverse: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from espalier.compression.second_order import (
     dampen,
     inverse_factor,
     output_error,
+    output_errors,
     refit,
     sweep,
 )
@@ -68,9 +69,6 @@ class SparseGPT(Score):
         _, factor = self._prepared(layer)
         return column_scores(layer.weight, factor.T @ factor, layer.groups)
 
-    def scale(self, layer: Layer) -> float:
-        return output_error(layer.weight, self._hessians[layer.name].double()) or 1.0
-
     def prune(self, layer: Layer, count: int) -> tuple[float, float]:
         hessian, factor = self._prepared(layer)
         dense, true = layer.weight.double(), self._hessians[layer.name].double()
@@ -95,20 +93,21 @@ class SparseGPT(Score):
         return found
 
     def losses(self, layer: Layer, counts: Sequence[int]) -> list[float]:
-        """Errors of the real thing: a copy of the layer is pruned to each count, in a single sweep without a fit."""
+        """Errors of the real thing: a copy of the layer is pruned to each count, in a single sweep without a fit.
+
+        Each output's error is relative to its own size, since encoders have a few outputs so large that they would
+        decide alone; and a layer counts by its weights.
+        """
         _, factor = self._prepared(layer)
         dense, true = layer.weight.double(), self._hessians[layer.name].double()
-        whole = output_error(dense, true) or 1.0
+        whole = output_errors(dense, true).clamp(min=torch.finfo(torch.float64).tiny)
         gone = int((~layer.kept).sum())
-        return [
-            0.0
-            if count <= gone
-            else output_error(
-                dense - sweep(dense, factor, layer.groups, layer.kept, count, self.settings.block)[0], true
-            )
-            / whole
-            for count in counts
-        ]
+
+        def loss(count: int) -> float:
+            swept, _ = sweep(dense, factor, layer.groups, layer.kept, count, self.settings.block)
+            return float((output_errors(dense - swept, true) / whole).mean()) * dense.numel()
+
+        return [0.0 if count <= gone else loss(count) for count in counts]
 
     def increments(self, layer: Layer) -> np.ndarray:
         """Slopes between the losses of a few counts: inputs that stand in for each other make single scores too low."""
