@@ -84,6 +84,7 @@ def serve(models: tuple[str, ...], load: LoadSettings, **options: Any) -> None:
         drain_delay=options["drain_delay_s"],
     )
     named = named_models(models)
+    config.check_models(named)
     if options["cluster"] is not None:
         _serve_on_cluster(options["cluster"], named, config)
         return
@@ -107,14 +108,9 @@ def _serve_on_cluster(address: str, models: dict[str, Path], config: ServerConfi
     os.environ.update(settings.environment(config.host))  # Ray reads it when it is imported
     from espalier.cluster.replica import deploy
 
-    shared = {
-        "grpc_port": None,
-        "token": config.token,
-        "load": asdict(config.load),
-        "limits": asdict(config.limits),
-    }
+    shared = {"grpc_port": None, "token": config.token, "limits": asdict(config.limits)}
     with show.status("deploying"):
-        machines = deploy(address, models, shared, host=config.host, port=config.http_port)
+        machines = deploy(address, models, config.load, shared, host=config.host, port=config.http_port)
     show.say(f"{', '.join(models)} on {machines} machines, each at port {config.http_port}")
 
 

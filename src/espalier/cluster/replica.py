@@ -7,6 +7,7 @@ import hashlib
 import io
 import tarfile
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,21 +64,25 @@ class Engine:
     """Loads the models and answers until it is told to go."""
 
     async def __init__(self, models: dict[str, str], options: dict[str, Any]) -> None:  # type: ignore[misc]
-        parts = {"limits": Limits(**options["limits"]), "load": LoadSettings(**options["load"])}
+        self._folder = tempfile.TemporaryDirectory(prefix="espalier-models-")
+        load = LoadSettings(**options["load"])
+        if load.calibration is not None:
+            load = replace(load, calibration=await self._fetch(str(load.calibration), "calibration"))
+        parts = {"limits": Limits(**options["limits"]), "load": load}
         own = {**parts, "body_bytes": settings.BODY_BYTES, "timeout": settings.SLOWEST_S - 1}
         config = ServerConfig(**{**options, **own})
         self._service = Service(config)
-        self._folder = tempfile.TemporaryDirectory(prefix="espalier-models-")
-        paths = {}
-        store = ray.get_actor(_STORE, settings.APPLICATION)
-        for name, digest in models.items():
-            place = Path(self._folder.name) / name
-            place.mkdir()
-            paths[name] = unpack(await store.get.remote(digest), place)
-        await self._service.start(paths)
+        await self._service.start({name: await self._fetch(digest, f"model-{name}") for name, digest in models.items()})
         _Application.current = create_app(self._service)
         socket = settings.HAPROXY / ray.get_runtime_context().get_node_id() / settings.SOCKET
         self._balancing = asyncio.create_task(balance.keep_balanced(socket, config.token))
+
+    async def _fetch(self, digest: str, place: str) -> Path:
+        """What :func:`deploy` put into the store, in a folder of its own."""
+        folder = Path(self._folder.name) / place
+        folder.mkdir()
+        store = ray.get_actor(_STORE, settings.APPLICATION)
+        return unpack(await store.get.remote(digest), folder)
 
     def check_health(self) -> None:
         """Ray asks this now and then. Raises RuntimeError when the node should be replaced."""
@@ -87,27 +92,30 @@ class Engine:
 
 @ray.remote(num_cpus=0, max_restarts=-1)
 class Store:
-    """Keeps packed models by their checksum, for machines that join later. It outlives the command that filled it."""
+    """Keeps packed files by their checksum, for machines that join later. It outlives the command that filled it."""
 
     def __init__(self) -> None:
-        self._models: dict[str, bytes] = {}
+        self._files: dict[str, bytes] = {}
 
     def put(self, digest: str, data: bytes) -> None:
-        """Keep a model."""
-        self._models[digest] = data
+        """Keep a model, or a calibration."""
+        self._files[digest] = data
 
     def get(self, digest: str) -> bytes:
-        """A model. Raises EngineError when it is lost."""
-        if digest not in self._models:
+        """What has this checksum. Raises EngineError when it is lost."""
+        if digest not in self._files:
             raise EngineError("the models were lost with the machine that kept them; run serve --cluster again")
-        return self._models[digest]
+        return self._files[digest]
 
 
-def deploy(address: str, models: dict[str, Path], options: dict[str, Any], *, host: str, port: int) -> int:
+def deploy(
+    address: str, models: dict[str, Path], load: LoadSettings, options: dict[str, Any], *, host: str, port: int
+) -> int:
     """Put models on every machine of a cluster, and on those that join; returns how many there are.
 
-    Models that are served already are replaced machine by machine. The settings' environment must be set before this
-    module is imported: Ray reads it then. Raises EngineError when the cluster cannot be reached or does not get ready.
+    ``load``: how to load them; ``options``: the rest of every machine's ServerConfig. Models that are served already
+    are replaced machine by machine. The settings' environment must be set before this module is imported: Ray reads it
+    then. Raises EngineError when the cluster cannot be reached or does not get ready.
     """
     try:
         ray.init(address, namespace=settings.APPLICATION, logging_level="ERROR", log_to_driver=False)
@@ -115,17 +123,24 @@ def deploy(address: str, models: dict[str, Path], options: dict[str, Any], *, ho
         raise EngineError(f"no cluster answers at {address}: {error}") from error
     serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
     store = Store.options(name=_STORE, lifetime="detached", get_if_exists=True).remote()  # type: ignore[attr-defined]
-    digests: dict[str, str] = {}
-    for name, path in models.items():
-        data = pack(path)
-        digests[name] = hashlib.sha256(data).hexdigest()
-        ray.get(store.put.remote(digests[name], data))
+    digests = {name: _keep(store, path) for name, path in models.items()}
+    if load.calibration is not None:
+        load = replace(load, calibration=_keep(store, Path(load.calibration)))
+    options = {**options, "load": asdict(load)}
     machines = one_per_machine(None)[0]
     try:
         serve.run(_deployment(machines).bind(digests, options), name=settings.APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise EngineError(f"the cluster does not get ready: {error}") from error
     return machines
+
+
+def _keep(store: Any, path: Path) -> str:
+    """Put a file or folder into the store; returns the checksum by which machines ask for it."""
+    data = pack(path)
+    digest = hashlib.sha256(data).hexdigest()
+    ray.get(store.put.remote(digest, data))
+    return digest
 
 
 def one_per_machine(_: Any) -> tuple[int, dict[str, Any]]:

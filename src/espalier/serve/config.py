@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,3 +80,13 @@ class ServerConfig:
             )
         if self.load_from is not None and not self.load_from.is_dir():
             raise ConfigError(f"{self.load_from}: no such folder; expected one that holds the models to load by name")
+        if self.load_from is not None and self.load.calibration is not None:
+            raise ConfigError("a calibration is of one model: give --load-from or --calibration, not both")
+
+    def check_models(self, names: Collection[str]) -> None:
+        """Raise ConfigError for models that cannot be served together as this configuration wants it."""
+        if len(names) > 1 and self.load.calibration is not None:
+            raise ConfigError(
+                f"a calibration is of one model, and there are {len(names)} ({', '.join(names)}): serve each by a "
+                "server of its own"
+            )

@@ -42,7 +42,8 @@ class Service:
         return EXTENSIONS if self.config.load_from is not None else EXTENSIONS[:1]
 
     async def start(self, models: dict[str, Path]) -> None:
-        """Load the models and become ready. Raises what loading raises."""
+        """Load the models and become ready. Raises what loading raises, and ConfigError for models that do not go."""
+        self.config.check_models(models)
         self.dispatcher.start()
         for name, path in models.items():
             await self._load(name, path)
