@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
     from espalier.ir.graph import Graph
 
+TYPICAL_LENGTHS = (8, 32, 128, 384)
+"""Tokens of queries, sentences, paragraphs and pages, for who does not know better."""
+
 Model = Union[str, "os.PathLike[str]", bytes, "onnx.ModelProto"]
 
 
@@ -260,6 +263,19 @@ class Session:
             return False
         shapes = [kind.shape for kind in map(self._program.types.get, self._program.inputs) if kind is not None]
         return all(shape is not None and len(shape) > 1 and isinstance(shape[0], str) for shape in shapes)
+
+    def warm_up(self, lengths: Sequence[int] = TYPICAL_LENGTHS, *, tokens: int | None = None) -> float:
+        """Do what the first runs would otherwise pay for, and return the seconds it took. Does nothing on a CPU.
+
+        On a GPU: choose kernels and capture graphs for batches of every size. ``lengths``: of sequences like those to
+        come, in tokens; ``tokens``: of the largest batch to come, None for the backend's own limit.
+
+        Raises InputError for no lengths, and for numbers below 1.
+        """
+        if not lengths or min(lengths) < 1 or (tokens is not None and tokens < 1):
+            got = f"{list(lengths)[:8]}, in batches of {tokens}"
+            raise InputError(f"a warm-up needs lengths of sequences of at least one token; got {got}")
+        return sum(step.program.warm_up(lengths, tokens=tokens) for step in self._steps if isinstance(step, NativeStep))
 
     def report(self) -> Report:
         """What runs where, in which format, at which sparsity, in how much time so far, and why not natively."""

@@ -12,7 +12,7 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 import torch
 
 from espalier.compiler.packed import PackedBatch
-from espalier.gpu.batches import TILE, DeviceBatch, Layout, bucket, shape_of, split, take, tiles_of
+from espalier.gpu.batches import TILE, DeviceBatch, Layout, bucket, mixtures, shape_of, split, take, tiles_of
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=40)
 
@@ -117,3 +117,25 @@ def test_take_follows_sequences_through_every_part() -> None:
     assert part.biases[1] is batch.biases[1]
     assert batch.key_bias is not None
     np.testing.assert_array_equal(part.key_bias, batch.key_bias[rows])
+
+
+@given(
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=12),
+    tokens=st.integers(1, 600),
+    least=st.integers(1, 5),
+)
+def test_mixtures_are_of_the_lengths_and_of_all_the_tokens(lengths: list[int], tokens: int, least: int) -> None:
+    found = mixtures(lengths, tokens, least=least)
+    assert bool(found) == (tokens >= least and max(lengths) >= least)
+    for each in found:
+        assert sum(each) == tokens
+        assert min(each) >= least
+        assert set(each[:-1]) <= set(lengths)
+
+
+def test_mixtures_have_alike_ones_and_random_ones() -> None:
+    found = mixtures([8, 32, 128, 384], 256)
+    assert [8] * 32 in found
+    assert [256] in found
+    assert any(len(set(each)) > 2 for each in found)
+    assert found == mixtures([8, 32, 128, 384], 256)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'espalier[gpu]'")
 
 from espalier import gpu
-from espalier.errors import EngineError, ModelFormatError, UnsupportedModelError
+from espalier.errors import EngineError, InputError, ModelFormatError, UnsupportedModelError
 from espalier.gpu.program import GpuProgram, Limits
 from espalier.gpu.scales import Calibration, LayerScale, fingerprint
 from espalier.ir import Graph, Node, TensorType, reference
@@ -227,12 +227,41 @@ def test_warming_up_leaves_a_graph_for_every_size() -> None:
         return capture(work, stream, pool)
 
     program.runtime.capture = count  # type: ignore[method-assign]
-    program.warm_up([20, 60, 30])
+    assert program.warm_up([20, 60, 30]) == 0.0  # PyTorch on the CPU gains nothing by it
+    program.runtime.captures = True
+    assert program.warm_up([20, 60, 30]) > 0.0
     captured = len(made)
     assert captured >= 2 * 4
     check(ENCODER, program, feeds(1, 30, "full"))
     check(ENCODER, program, feeds(6, 40, "full"))
     assert len(made) == captured
+
+
+@pytest.mark.parametrize("column", [0, 3, -2])
+def test_warming_up_with_biases_and_columns(column: int) -> None:
+    t = Tiny()
+    inputs = [*[t.embedded()] * 3, "mask", "bias"]
+    x = t.node("Attention", inputs, ("batch", "seq", 32), heads=4, scale=0.35, mask_value=LOWEST)
+    t.graph.inputs.append("bias")
+    t.graph.types["bias"] = TensorType("float32", ("batch", 1, "seq", "seq"))
+    graph = t.done(t.node("SelectToken", [x], ("batch", 32), index=column))
+    program = GpuProgram(graph, device="torch-cpu", precision="fp32", limits=Limits(tokens=128))
+    program.runtime.captures = True
+    assert program.warm_up([1, 5, 20], tokens=64) > 0.0
+
+
+def test_a_session_warms_up_its_programs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import espalier
+
+    seen: list[Any] = []
+    monkeypatch.setattr(GpuProgram, "warm_up", lambda _, lengths, *, tokens: seen.append((lengths, tokens)) or 2.0)
+    assert espalier.load(folder, device="torch-cpu").warm_up([3, 9], tokens=64) == 2.0
+    assert seen == [([3, 9], 64)]
+    session = espalier.load(folder, threads=1, tune=False)
+    assert session.warm_up() == 0.0
+    for lengths, tokens in (([], None), ([3, 0], None), ([3], 0)):
+        with pytest.raises(InputError, match="at least one token"):
+            session.warm_up(lengths, tokens=tokens)
 
 
 def test_an_id_outside_its_table_never_reaches_the_device() -> None:

@@ -18,7 +18,7 @@ from espalier.data.squad import evaluate
 from espalier.errors import DataError, InputError, RulesError
 from espalier.loading import LoadSettings
 from espalier.mlperf import benchmarks, gate, loadgen
-from espalier.mlperf.engines import EngineSettings
+from espalier.mlperf.engines import EngineSettings, Espalier
 from espalier.mlperf.features import Samples
 from espalier.mlperf.library import PairsLibrary, SquadLibrary, read_library
 from espalier.mlperf.rounds import ROUNDS
@@ -254,3 +254,28 @@ def test_settings_of_an_engine_travel_as_json() -> None:
     said = json.loads(json.dumps(settings.to_dict()))
     assert (said["threads"], said["calibration"], said["padding"]) == (3, "scales.json", "none")
     assert EngineSettings.from_dict(said).to_dict() == said
+
+
+def test_the_engine_warms_up_for_the_samples_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Session:
+        warmed: Any = None
+
+        def warm_up(self, lengths: list[int]) -> None:
+            self.warmed = lengths
+
+    class Fake:
+        def __init__(self, session: Session, _tokens: None) -> None:
+            self.session = session
+            self.ran = 0
+
+        def run(self, features: Any) -> list[Any]:
+            self.ran += len(features)
+            return []
+
+    session = Session()
+    monkeypatch.setattr(LoadSettings, "open", lambda _, model: session)
+    settings = EngineSettings(load=LoadSettings(), padding="none", batch=1, max_length=384)
+    engine: Any = Espalier(Path("model"), Fake, settings)  # type: ignore[arg-type]
+    engine.warm_up([Feature(np.ones(n, np.int32), np.zeros(n, np.int8), {}) for n in range(1, 9)])
+    assert session.warmed == list(range(1, 9))
+    assert engine._pipeline.ran == 4

@@ -191,9 +191,13 @@ def client(models: dict[str, Path]) -> Iterator[Client]:
 
 
 class SlowSession:
-    """A model that takes its time: ``ids`` in, their sum out, ``seconds`` per batch. ``started`` counts sequences."""
+    """A model that takes its time: ``ids`` in, their sum out, ``seconds`` per batch. ``started`` counts sequences.
+
+    ``warmed``: batches of so many tokens it was warmed up for.
+    """
 
     threads = 1
+    warmed: int | None = None
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -213,6 +217,10 @@ class SlowSession:
 
     def check(self, feeds: Any) -> bool:
         return True
+
+    def warm_up(self, *, tokens: int) -> float:
+        self.warmed = tokens
+        return 0.0
 
     def run_ragged(self, names: Any, rows: list[Any]) -> list[list[np.ndarray]]:
         self.started += [int(row["ids"].sum()) for row in rows]

@@ -16,6 +16,7 @@ import espalier
 from espalier.cli import main
 from espalier.errors import ConfigError
 from espalier.loading import LoadSettings
+from espalier.scheduler import Limits
 from espalier.serve import ServerConfig
 
 TEXTS = {"model": "embedder", "input": ["w1 w2 w3", "w4"]}
@@ -48,6 +49,28 @@ def test_fp8_by_a_calibration(
             assert (error > 1e-4) == (load.calibration is not None)
             types = {layer.type for layer in other.server.service.models.get("embedder").session.report().layers}
             assert ("fp8" in types) == (load.calibration is not None)
+
+
+def test_models_are_warm_before_the_server_is_ready(
+    start: Callable[..., Any], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    from espalier.gpu.runtime import CpuRuntime
+
+    captured: list[object] = []
+    monkeypatch.setattr(CpuRuntime, "captures", True)
+    monkeypatch.setattr(CpuRuntime, "capture", lambda _, work, *rest: captured.append(rest) or work)
+    load = LoadSettings(device="torch-cpu", precision="fp32")
+    with start({"embedder": models["embedder"]}, load=load, limits=Limits(tokens=128)) as client:
+        before = len(captured)
+        assert before >= 2 * 2  # buckets of 64 and 128 tokens, in two lanes
+        vectors(client)
+        assert len(captured) == before
+
+
+def test_the_largest_batch_is_the_servers(start: Callable[..., Any], slow: Any) -> None:
+    with start({"slow": Path("nowhere")}, limits=Limits(tokens=100)):
+        assert slow.warmed == 100
 
 
 def test_a_calibration_is_of_one_model(models: dict[str, Path], tmp_path: Path) -> None:

@@ -113,6 +113,14 @@ class PackedProgram(ABC):
     def profile(self) -> list[OpTime]:
         """Time by operation, averaged over the runs so far; nothing where times are not taken."""
 
+    def warm_up(self, lengths: Sequence[int], *, tokens: int | None = None) -> float:
+        """Do what the first batches would otherwise pay for, and return the seconds it took.
+
+        ``lengths``: some of the sequences to come, in tokens; ``tokens``: of the largest batch, None for the backend's
+        own limit.
+        """
+        return 0.0
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name for padded inputs by name. Rows at padding positions of token outputs are zero.
 

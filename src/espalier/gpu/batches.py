@@ -5,6 +5,8 @@ Pure logic over NumPy and plain numbers, but for :class:`DeviceBatch`, which hol
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,9 @@ _STEP = 64
 
 _SHORT = 128
 """The lowest bound on a sequence's tokens that attention kernels of fixed grids are launched for; then times 4."""
+
+_ORDERS = 4
+"""Random orders of the lengths that a warm-up tries for each bucket."""
 
 
 def bucket(count: int, step: int) -> int:
@@ -72,6 +77,34 @@ def buckets_up_to(tokens: int) -> list[int]:
     found = [_STEP]
     while found[-1] < tokens:
         found.append(bucket(found[-1] + 1, _STEP))
+    return found
+
+
+def mixtures(lengths: Sequence[int], tokens: int, *, least: int = 1) -> list[list[int]]:
+    """Ways in which ``tokens`` tokens come as sequences of these ``lengths``: all alike, and in random order.
+
+    The last sequence of each takes the rest. None is shorter than ``least`` tokens; nothing where that cannot be.
+    """
+    known = sorted(length for length in lengths if length >= least)
+    if not known or tokens < least:
+        return []
+    orders = [[known[round(share * (len(known) - 1))]] for share in (0, 0.5, 1)]
+    generator = random.Random(0)
+    orders += [generator.sample(known, len(known)) for _ in range(_ORDERS)]
+    return [_filled(order, tokens, least) for order in orders]
+
+
+def _filled(order: Sequence[int], tokens: int, least: int) -> list[int]:
+    found: list[int] = []
+    rest = tokens
+    for length in itertools.cycle(order):
+        if rest < max(length, least):
+            break
+        found.append(length)
+        rest -= length
+    if rest >= least or not found:
+        return [*found, rest]
+    found[-1] += rest
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ import torch
 
 from espalier.compiler.packed import OpTime, PackedBatch, PackedProgram, token_input
 from espalier.errors import EngineError
-from espalier.gpu.batches import DeviceBatch, Layout, Shape, buckets_up_to, places_of, shape_of, split, take
+from espalier.gpu.batches import DeviceBatch, Layout, Shape, buckets_up_to, mixtures, places_of, shape_of, split, take
 from espalier.gpu.device import CHECKING, choose_precision, find
 from espalier.gpu.instructions import Instruction, Observer, SliceFeatures, State, Store
 from espalier.gpu.kernels.eager import EagerKernels
@@ -160,37 +159,43 @@ class GpuProgram(PackedProgram):
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
-    def warm_up(self, lengths: Sequence[int]) -> float:
-        """Measure kernels and capture graphs for batches of sequences like these, of every size. Seconds it took.
+    def warm_up(self, lengths: Sequence[int], *, tokens: int | None = None) -> float:
+        """Measure kernels and capture graphs for batches of sequences like these; nothing where there are neither.
 
-        Otherwise the first batch of each size pays for that.
+        Otherwise the first batch of each shape pays for that. Batches are filled at random, since kernels are compared
+        on them.
         """
+        if not self.runtime.captures:
+            return 0.0
         start = time.perf_counter()
-        for tokens in buckets_up_to(self.limits.tokens):
-            batch = self._made_up(lengths, tokens)
-            for _ in self._lanes.run_all([batch] * self.limits.lanes):
-                pass
+        columns = self._plumbing.columns
+        least = max((column + 1 if column >= 0 else -column for column in columns), default=1)
+        most = min(self.limits.tokens, tokens or self.limits.tokens)
+        generator = np.random.default_rng(0)
+        for size in buckets_up_to(most):
+            likely = (each for each in mixtures(lengths, size, least=least) if len(each) <= self.limits.sequences)
+            batches = (self._made_up(each, generator) for each in likely)
+            for batch in {shape_of(batch): batch for batch in batches}.values():
+                for _ in self._lanes.run_all([batch] * self.limits.lanes):
+                    pass
         return time.perf_counter() - start
 
-    def _made_up(self, lengths: Sequence[int], tokens: int) -> PackedBatch:
-        """A batch of ``tokens`` tokens in sequences of these lengths, its values zeros."""
-        own: list[int] = []
-        for length in itertools.cycle(lengths):
-            own.append(min(length, tokens - sum(own)))
-            if sum(own) == tokens:
-                break
-        each = np.array(own, np.int32)
+    def _made_up(self, lengths: Sequence[int], generator: np.random.Generator) -> PackedBatch:
+        """A batch of sequences of these lengths."""
+        each = np.array(lengths, np.int32)
+        tokens, longest = int(each.sum()), int(each.max())
+        rows = {"token": tokens, "sequence": len(each)}
         return PackedBatch(
             each,
             np.zeros_like(each),
             each,
-            int(each.max()),
-            [np.zeros(tokens, np.int32) for _ in self._plumbing.indices],
+            longest,
+            [generator.integers(0, most, tokens, np.int32) for most in self._lowered.limits],
             [
-                np.zeros((tokens if domain == "token" else len(each), width), np.float32)
+                generator.standard_normal((rows[domain], width), np.float32)
                 for domain, width in zip(self._domains, self._float_widths, strict=True)
             ],
-            [],
+            [np.zeros((1, 1, 1, longest), np.float32) for _ in self._plumbing.biases],
             None,
             None,
         )

@@ -19,9 +19,10 @@ Wait = Callable[[], None]
 
 
 class Runtime(ABC):
-    """One device. ``device`` is PyTorch's name for it."""
+    """One device. ``device`` is PyTorch's name for it; ``captures``: whether capturing makes work faster there."""
 
     device: torch.device
+    captures = True
 
     @abstractmethod
     def host_buffer(self, size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -58,6 +59,8 @@ class Runtime(ABC):
 
 class CpuRuntime(Runtime):
     """PyTorch on the CPU: no queue, and a graph is the work itself."""
+
+    captures = False
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")

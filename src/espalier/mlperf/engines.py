@@ -77,6 +77,10 @@ class Engine(ABC):
         """The engine's version, as its package says."""
         return str(getattr(importlib.import_module(self.package), "__version__", "unknown"))
 
+    def warm_up(self, features: Sequence[Feature]) -> None:
+        """Do what the first queries would otherwise pay for; ``features`` are some of those to come."""
+        self.run(features[:4])
+
     @abstractmethod
     def run(self, features: Sequence[Feature]) -> list[np.ndarray]:
         """The answer to each feature; see :meth:`Pipeline.result`."""
@@ -93,6 +97,10 @@ class Espalier(Engine):
     def __init__(self, model: Path, pipeline: type[Pipeline], settings: EngineSettings) -> None:
         super().__init__(model, pipeline, settings)
         self._pipeline = pipeline(settings.load.open(model), None)
+
+    def warm_up(self, features: Sequence[Feature]) -> None:
+        self._pipeline.session.warm_up([len(feature.ids) for feature in features])
+        super().warm_up(features)
 
     def run(self, features: Sequence[Feature]) -> list[np.ndarray]:
         return self._pipeline.run(features)

@@ -45,10 +45,14 @@ class Model:
 class Models:
     """Models by name. Looking up is for one thread, :meth:`load` may run in another."""
 
-    def __init__(self, settings: LoadSettings, *, folder: Path | None = None) -> None:
-        """``settings``: of every model that is loaded. ``folder``: of those that clients may load."""
+    def __init__(self, settings: LoadSettings, *, folder: Path | None = None, batch_tokens: int | None = None) -> None:
+        """``settings``: of every model that is loaded. ``folder``: of those that clients may load.
+
+        ``batch_tokens``: of the largest batch to come.
+        """
         self.folder = folder
         self._settings = settings
+        self._batch_tokens = batch_tokens
         self._models: dict[str, Model] = {}
         self._versions: dict[str, int] = {}
         self._loading = threading.Lock()
@@ -89,7 +93,7 @@ class Models:
         return able[0]
 
     def load(self, name: str, path: Path) -> Model:
-        """Load a model, or load it anew; requests go to the old one until the new one is there.
+        """Load a model, or load it anew; requests go to the old one until the new one is there, and warm.
 
         Raises InputNameError for a name that cannot stand in an address, and what loading raises.
         """
@@ -100,7 +104,9 @@ class Models:
             )
         with self._loading:
             version = self._versions.get(name, 0) + 1
-            model = Model(name, version, path, self._settings.open(path))
+            session = self._settings.open(path)
+            session.warm_up(tokens=self._batch_tokens)
+            model = Model(name, version, path, session)
             self._versions[name] = version
             self._models[name] = model
         return model

@@ -26,7 +26,7 @@ class Service:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.metrics = Metrics()
-        self.models = Models(config.load, folder=config.load_from)
+        self.models = Models(config.load, folder=config.load_from, batch_tokens=config.limits.tokens)
         self.dispatcher = Dispatcher(config.limits, self.metrics)
         self.started = time.time()
         self.ready = False

@@ -8,7 +8,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from espalier._network import is_loopback, read_token
+from espalier.data import Feature
 from espalier.errors import ConfigError
 from espalier.loading import LoadSettings
 from espalier.mlperf.benchmarks import find
@@ -16,6 +19,7 @@ from espalier.mlperf.engines import EngineSettings, Espalier
 from espalier.mlperf.library import LIBRARIES
 from espalier.mlperf.network.node import Node
 from espalier.scheduler import Limits
+from espalier.session import TYPICAL_LENGTHS
 
 
 def serve_node(
@@ -35,6 +39,8 @@ def serve_node(
     library = LIBRARIES[find(benchmark).library]
     settings = EngineSettings(load=load, padding="none", batch=1, max_length=library.max_length)
     engine = Espalier(model, library.pipeline, settings)
+    lengths = [length for length in TYPICAL_LENGTHS if length <= library.max_length]
+    engine.warm_up([Feature(np.ones(n, np.int32), np.zeros(n, np.int8), {}) for n in lengths])
     limits = Limits(waiting=None, latency=None if latency_ms is None else latency_ms / 1e3)
     own = name or socket.gethostname()
     node = Node(engine, name=own, host=host, port=port, limits=limits, token=token)
