@@ -9,10 +9,13 @@ import re
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from espalier._cpu import cgroup_quota, usable_cores
 from espalier.errors import EngineError
+
+if TYPE_CHECKING:
+    from espalier.compiler.packed import Accelerator
 
 # Flags of /proc/cpuinfo that decide which kernels can run; anything else there is noise here.
 _FLAGS = (
@@ -124,14 +127,18 @@ def diagnose(root: Path = Path("/")) -> Diagnosis:
     )
 
 
-def machine() -> dict[str, Any]:
-    """The part of a diagnosis that a benchmark result needs, so that its figures name their machine."""
+def machine(accelerator: Accelerator | None = None) -> dict[str, Any]:
+    """The part of a diagnosis that a benchmark result needs, so that its figures name their machine.
+
+    ``accelerator``: the one it ran on, as :attr:`Session.accelerator` says.
+    """
     processor, limits, engine = cpu(), process_limits(), native_engine()
     return {
         "cpu": processor.model,
         "architecture": processor.architecture,
         "flags": list(processor.flags),
         "cores_usable": limits.usable,
+        "accelerators": [] if accelerator is None else [asdict(accelerator)],
         "isa": engine.isa,
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

@@ -36,6 +36,7 @@ from espalier.passes.partition import OrtSegment, Program
 if TYPE_CHECKING:
     import onnx
 
+    from espalier.compiler.packed import Accelerator
     from espalier.ir.graph import Graph
 
 TYPICAL_LENGTHS = (8, 32, 128, 384)
@@ -172,6 +173,12 @@ class Session:
     def device(self) -> str:
         """Where the native parts run: ``cpu``, ``cuda``, ``cuda:N`` or ``torch-cpu``."""
         return self._settings.device
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """The GPU that the native parts run on; None where they run on the CPU, and without native parts."""
+        found = (step.program.accelerator for step in self._steps if isinstance(step, NativeStep))
+        return next((accelerator for accelerator in found if accelerator is not None), None)
 
     @property
     def tolerance(self) -> float:

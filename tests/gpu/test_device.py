@@ -15,7 +15,7 @@ from espalier.gpu import device
 
 
 def made_up(capability: tuple[int, int] = (9, 0), *, triton: bool = True, semi: bool = True) -> device.Capabilities:
-    return device.capabilities("a GPU", capability, 132, triton=triton, semi_structured=semi)
+    return device.capabilities("a GPU", capability, 132, 80 << 30, triton=triton, semi_structured=semi)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch", reason="PyTorch is not installed: pip install 'espalier[gpu]'")
 
 from espalier import gpu
+from espalier.compiler.packed import Accelerator
 from espalier.errors import EngineError, InputError, ModelFormatError, UnsupportedModelError
 from espalier.gpu.program import GpuProgram, Limits
 from espalier.gpu.scales import Calibration, LayerScale, fingerprint
@@ -248,6 +249,17 @@ def test_warming_up_with_biases_and_columns(column: int) -> None:
     program = GpuProgram(graph, device="torch-cpu", precision="fp32", limits=Limits(tokens=128))
     program.runtime.captures = True
     assert program.warm_up([1, 5, 20], tokens=64) > 0.0
+
+
+def test_a_session_names_its_accelerator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import espalier
+
+    session = espalier.load(folder, device="torch-cpu")
+    assert session.accelerator is None
+    found = Accelerator("Made-up H100", 80 << 30)
+    monkeypatch.setattr(session._steps[0].program, "accelerator", found)
+    assert session.accelerator == found
+    assert espalier.load(folder, threads=1, tune=False).accelerator is None
 
 
 def test_a_session_warms_up_its_programs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -527,7 +539,7 @@ def test_interpreted_program(case: str, tune: bool) -> None:
     scales = calibrated(graph) if case == "fp8" else None
     eager = program_of(graph, precision=None, calibration=scales)
     fast = program_of(graph, precision=None, calibration=scales)
-    found = capabilities("made up", (9, 0), 2, triton=True, semi_structured=False)
+    found = capabilities("made up", (9, 0), 2, 80 << 30, triton=True, semi_structured=False)
     # The later a way is measured, the faster it seems: so the persistent kernel is chosen wherever it agrees.
     clock = iter(range(10**6, 0, -1))
     kernels = FastKernels(found, lambda call: float(next(clock)), tune=tune)

@@ -236,3 +236,13 @@ def test_under_loadgen_itself(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert "Network SUT: n" in summary
     assert len(qdl.times()) == 50
     assert not qdl.failures
+
+
+def test_a_node_that_does_not_describe_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Node, "description", lambda _: wire.frame(wire.NAME, b'{"name": "n", "tokens_per_s": 1}'))
+    node = start(Sums())
+    try:
+        with pytest.raises(EngineError, match="of another release"):
+            QueryDispatch([f"127.0.0.1:{node.port}"], None, SAMPLES, FakeLoadGen())
+    finally:
+        node.close()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from espalier.compiler.packed import Accelerator
 from espalier.errors import DataError, InputError, RulesError
 from espalier.mlperf.rounds import ROUNDS
 from espalier.mlperf.submission import PRUNED, RETRAINED, Submission, run_checker, submit
+from espalier.mlperf.system import NETWORK_FIELDS, describe_machine
 
 
 def to_round(results: Path, name: str) -> None:
@@ -156,6 +160,106 @@ def test_overrides_of_the_system_description(full_results: Path, tmp_path: Path)
         submit(full_results, Submission(submitter="Garden", out=tmp_path / "other", system=path))
 
 
+def written(results: Path, out: Path, **options: Any) -> dict[str, str]:
+    """The description of the system in the submission of some results."""
+    submit(results, Submission(submitter="Garden", out=out, **options))
+    (path,) = out.rglob("systems/*.json")
+    found: dict[str, str] = json.loads(path.read_text())
+    return found
+
+
+def over_network(results: Path, addresses: list[str], **accelerators: Accelerator) -> None:
+    """Make the results those of made-up machines at addresses; ``accelerators`` by their names, ``n0``, ``n1``..."""
+    machines = [describe_machine(accelerators.get(f"n{i}")) for i in range(len(addresses))]
+    machines = [replace(machine, nic=f"card {i % 2}") for i, machine in enumerate(machines)]
+    change(results, lambda about: about["identity"].update(network=addresses))
+    for path in results.glob("*/*/performance/step.json"):
+        step = json.loads(path.read_text())
+        step["figures"]["machines"] = [asdict(machine) for machine in machines]
+        step["figures"]["loadgen_machine"] = asdict(replace(describe_machine(), nic="own card"))
+        path.write_text(json.dumps(step))
+
+
+def test_the_system_is_the_machine_that_ran(full_results: Path, tmp_path: Path) -> None:
+    here = describe_machine()
+    for path in full_results.glob("*/*/performance/step.json"):
+        step = json.loads(path.read_text())
+        assert step["figures"]["machines"] == [asdict(here)]
+        there = replace(here, fields={**here.fields, "host_processor_model_name": "Another"})
+        step["figures"]["machines"] = [asdict(there)]
+        path.write_text(json.dumps(step))
+    found = written(full_results, tmp_path / "tree")
+    assert found["host_processor_model_name"] == "Another"
+    assert found["accelerators_per_node"] == "0"
+    assert "is_network" not in found
+
+
+def test_results_without_their_machine_are_submitted_where_they_were_made(full_results: Path, tmp_path: Path) -> None:
+    for path in full_results.glob("*/*/performance/step.json"):
+        step = json.loads(path.read_text())
+        del step["figures"]["machines"]
+        path.write_text(json.dumps(step))
+    assert written(full_results, tmp_path / "here")["number_of_nodes"] == "1"
+    change(full_results, lambda about: about["machine"].update(cpu="Another"))
+    with pytest.raises(RulesError, match="write the submission there"):
+        submit(full_results, Submission(submitter="Garden", out=tmp_path / "there"))
+
+
+def test_a_network_of_nodes(full_results: Path, tmp_path: Path) -> None:
+    gpu = Accelerator("Made-up H100", 80 << 30)
+    over_network(full_results, ["10.0.0.2:8010", "10.0.0.3:8010", "10.0.0.3:8011"], n0=gpu, n1=gpu, n2=gpu)
+    found = written(full_results, tmp_path / "tree")
+    assert set(NETWORK_FIELDS) <= set(found)
+    assert all(found[field] for field in NETWORK_FIELDS)
+    assert found["is_network"] == "True"
+    assert found["number_of_nodes"] == "2"
+    assert found["number_connections"] == "6"
+    assert found["network_protocol"] == "TCP/IPv4 over Ethernet"
+    assert (found["nic_loadgen"], found["nic_sut"]) == ("own card", "card 0; card 1")
+    assert "each of 2 nodes" in found["network_topology"]
+    assert found["host_networking_topology"] == found["network_topology"]
+    assert found["accelerator_model_name"] == "Made-up H100"
+    assert (found["accelerators_per_node"], found["accelerator_memory_capacity"]) == ("1", "80 GiB")
+    known = tmp_path / "system.json"
+    known.write_text(json.dumps({"network_media": "Copper"}))
+    assert written(full_results, tmp_path / "other", system=known)["network_media"] == "Copper"
+
+
+def test_networks_that_cannot_be_submitted(full_results: Path, tmp_path: Path) -> None:
+    over_network(full_results, ["10.0.0.2:8010"])
+    with pytest.raises(RulesError, match="the closed division does not allow"):
+        submit(full_results, Submission(submitter="Garden", out=tmp_path / "tree", division="closed"))
+    over_network(full_results, ["[::1]:8010"])
+    with pytest.raises(RulesError, match="the rules want separate ones"):
+        submit(full_results, Submission(submitter="Garden", out=tmp_path / "tree"))
+    found = written(full_results, tmp_path / "tree", draft=True)
+    assert found["network_protocol"] == "TCP/IPv6 over Ethernet"
+
+
+@pytest.mark.parametrize(
+    ("types", "settings", "said"),
+    [
+        (["float32"], {}, "fp32"),
+        (["float32", "int8 per token"], {}, "fp32, int8"),
+        (["float32"], {"device": "cuda"}, "bf16"),
+        (["float32"], {"device": "cuda:1", "precision": "fp16"}, "fp16"),
+        (["float32"], {"device": "cuda", "calibration": "/there/scales.json"}, "bf16, fp8"),
+    ],
+)
+def test_the_types_of_weights(
+    full_results: Path, tmp_path: Path, types: list[str], settings: dict[str, str], said: str
+) -> None:
+    change(full_results, lambda about: about["weights"].update(types=types))
+    change(full_results, lambda about: about["identity"]["settings"].update(settings))
+    if "calibration" in settings:
+        change(full_results, lambda about: about["identity"].update(calibration="0123abcd"))
+    submit(full_results, Submission(submitter="Garden", out=tmp_path / "tree"))
+    for path in (tmp_path / "tree").rglob("measurements.json"):
+        assert json.loads(path.read_text())["weight_data_types"] == said
+    (text,) = (tmp_path / "tree").rglob("calibration.md")
+    assert ("SHA-256 0123abcd" in text.read_text()) == ("calibration" in settings)
+
+
 @pytest.mark.parametrize("name", ["", "two words", "a/b", ".hidden"])
 def test_names_that_are_no_folders(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="a submitter's name"):
@@ -176,6 +280,16 @@ def test_the_official_checker_accepts_open(full_results: Path, tmp_path: Path, c
     good, printed = run_checker(_checker(tmp_path), submission)
     assert good, printed
     assert "Results=2, NoResults=0" in printed
+
+
+def test_the_official_checker_accepts_a_network(full_results: Path, tmp_path: Path) -> None:
+    over_network(full_results, ["10.0.0.2:8010"])
+    for log in full_results.glob("*/*/*/mlperf_log_detail.txt"):
+        log.write_text(log.read_text().replace('"sut_name", "value": "', '"sut_name", "value": "Network SUT: '))
+    submission = Submission(submitter="Garden", out=tmp_path / "tree", category="datacenter")
+    submit(full_results, submission)
+    good, printed = run_checker(_checker(tmp_path), submission)
+    assert good, printed
 
 
 def test_the_official_checker_accepts_closed(full_results: Path, tmp_path: Path) -> None:

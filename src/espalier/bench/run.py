@@ -14,6 +14,7 @@ import numpy as np
 from espalier.bench.agreement import Agreement, compare
 from espalier.bench.feeds import Feeds, input_limits, make_feeds, read_feeds
 from espalier.bench.timing import Timing, interleaved
+from espalier.doctor import machine
 from espalier.errors import InputError, UnsupportedModelError
 from espalier.loading import LoadSettings
 from espalier.session import Session
@@ -143,7 +144,7 @@ def benchmark(
     return BenchmarkResult(
         model=model.name or str(model),
         settings=_settings(settings, session, feeds, tolerance),
-        machine=_machine(),
+        machine=machine(session.accelerator),
         agreement=tuple(agreement),
         candidates=tuple(Candidate.of(name, timing, feeds) for name, timing in timings.items()),
         report={**session.report().to_dict(), "model": model.name or str(model)},
@@ -228,12 +229,6 @@ def _settings(settings: Settings, session: Session, feeds: Feeds, tolerance: flo
         "shapes": {name: list(array.shape) for name, array in feeds.padded.items()},
         "caches": "warm",
     }
-
-
-def _machine() -> dict[str, Any]:
-    from espalier.doctor import machine
-
-    return machine()
 
 
 def _finite(value: float) -> float | None:

@@ -145,6 +145,7 @@ def print_benchmark(result: BenchmarkResult) -> None:
     say(
         f"{result.model}: {settings['samples']} sequences, {settings['tokens']} tokens, {settings['threads']} threads, "
         f"{machine['cpu']} ({machine['isa'] or 'no engine'})"
+        + "".join(f", {accelerator['name']}" for accelerator in machine["accelerators"])
     )
     for item in result.agreement:
         say(f"  {'ok  ' if item.ok else 'FAIL'} {item}")

@@ -62,6 +62,14 @@ class OpTime:
     share: float
 
 
+@dataclass(frozen=True)
+class Accelerator:
+    """A device that computes instead of the CPU: its maker's name for it, and its memory in bytes."""
+
+    name: str
+    memory: int
+
+
 class LayerInfo(Protocol):
     """An operation, for the report."""
 
@@ -93,10 +101,11 @@ class LayerInfo(Protocol):
 class PackedProgram(ABC):
     """A compiled native graph: what every backend does the same way. Safe to call from several threads at once.
 
-    ``where``: the backend's name in reports.
+    ``where``: the backend's name in reports. ``accelerator``: what it runs on, None for the CPU.
     """
 
     where: str
+    accelerator: Accelerator | None = None
     _plumbing: Plumbing
     _tokens_from: str
     """A graph input of shape ``[batch, seq, ...]`` to read the extents from; "" for whole sequences only."""

@@ -47,7 +47,7 @@ def require_torch() -> Any:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a device offers. ``missing``: what it does not, by feature, with the reason.
+    """What a device offers. ``missing``: what it does not, by feature, with the reason. ``memory``: in bytes.
 
     ``multiprocessors`` is 0 where there are none to speak of; ``tma``: whether kernels with tensor descriptors run.
     """
@@ -55,6 +55,7 @@ class Capabilities:
     name: str
     capability: tuple[int, int]
     multiprocessors: int
+    memory: int
     missing: dict[str, str]
 
     def has(self, feature: str) -> bool:
@@ -63,7 +64,7 @@ class Capabilities:
 
 
 def capabilities(
-    name: str, capability: tuple[int, int], multiprocessors: int, *, triton: bool, semi_structured: bool
+    name: str, capability: tuple[int, int], multiprocessors: int, memory: int, *, triton: bool, semi_structured: bool
 ) -> Capabilities:
     """The features of a CUDA device by its compute capability and by what is installed.
 
@@ -81,13 +82,13 @@ def capabilities(
         missing["tma"] = missing["triton"]
     if not semi_structured:
         missing["2:4"] = "this PyTorch was built without cuSPARSELt"
-    return Capabilities(name, capability, multiprocessors, missing)
+    return Capabilities(name, capability, multiprocessors, memory, missing)
 
 
 def checking_capabilities() -> Capabilities:
     """PyTorch on the CPU: every precision is emulated, nothing is made for speed."""
     reason = "the device is a CPU"
-    return Capabilities(CHECKING, (0, 0), 0, dict.fromkeys(("tma", "triton", "2:4"), reason))
+    return Capabilities(CHECKING, (0, 0), 0, 0, dict.fromkeys(("tma", "triton", "2:4"), reason))
 
 
 def find(device: str) -> tuple[torch.device, Capabilities]:
@@ -117,6 +118,7 @@ def find(device: str) -> tuple[torch.device, Capabilities]:
         properties.name,
         (properties.major, properties.minor),
         properties.multi_processor_count,
+        properties.total_memory,
         triton=_has_triton(),
         semi_structured=hasattr(torch, "_cslt_sparse_mm") and torch.backends.cusparselt.is_available(),
     )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from espalier.compiler.packed import OpTime, PackedBatch, PackedProgram, token_input
+from espalier.compiler.packed import Accelerator, OpTime, PackedBatch, PackedProgram, token_input
 from espalier.errors import EngineError
 from espalier.gpu.batches import DeviceBatch, Layout, Shape, buckets_up_to, mixtures, places_of, shape_of, split, take
 from espalier.gpu.device import CHECKING, choose_precision, find
@@ -86,6 +86,7 @@ class GpuProgram(PackedProgram):
         self.precision = choose_precision(precision, self.found, calibrated=calibration is not None)
         self.limits = limits or Limits()
         self.where = device
+        self.accelerator = None if device == CHECKING else Accelerator(self.found.name, self.found.memory)
         self.runtime: Runtime = CpuRuntime() if device == CHECKING else CudaRuntime(place)
         self.kernels = self._choose_kernels(tune, attention)
         self.observer: Observer | None = None

@@ -21,8 +21,10 @@ import numpy as np
 from espalier.data.batching import Feature
 from espalier.errors import InputError, MissingDependencyError
 from espalier.loading import LoadSettings
+from espalier.mlperf.system import Machine, describe_machine
 
 if TYPE_CHECKING:
+    from espalier.compiler.packed import Accelerator
     from espalier.pipelines import Pipeline
 
 
@@ -77,6 +79,16 @@ class Engine(ABC):
         """The engine's version, as its package says."""
         return str(getattr(importlib.import_module(self.package), "__version__", "unknown"))
 
+    @property
+    def machines(self) -> list[Machine]:
+        """The machines that it runs on."""
+        return [describe_machine(self.accelerator)]
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        """The GPU it runs on, None for the CPU."""
+        return None
+
     def warm_up(self, features: Sequence[Feature]) -> None:
         """Do what the first queries would otherwise pay for; ``features`` are some of those to come."""
         self.run(features[:4])
@@ -97,6 +109,10 @@ class Espalier(Engine):
     def __init__(self, model: Path, pipeline: type[Pipeline], settings: EngineSettings) -> None:
         super().__init__(model, pipeline, settings)
         self._pipeline = pipeline(settings.load.open(model), None)
+
+    @property
+    def accelerator(self) -> Accelerator | None:
+        return self._pipeline.session.accelerator
 
     def warm_up(self, features: Sequence[Feature]) -> None:
         self._pipeline.session.warm_up([len(feature.ids) for feature in features])

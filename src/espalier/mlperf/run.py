@@ -152,7 +152,7 @@ class Runner:
     def _about(self) -> dict[str, Any]:
         from espalier.doctor import machine
 
-        settings = self.settings
+        settings, calibration = self.settings, self.settings.load.calibration
         return {
             "identity": {
                 "benchmark": self.benchmark.name,
@@ -163,6 +163,7 @@ class Runner:
                 "round": settings.round,
                 "quick": settings.quick,
                 "latency_ms": settings.latency_ms,
+                **({"calibration": sha256(Path(calibration))} if calibration is not None else {}),
                 **({"network": list(settings.network)} if settings.network else {}),
             },
             "title": self.benchmark.title,
@@ -488,6 +489,7 @@ def describe_weights(model: Path) -> dict[str, Any]:
         "linear_layers": len(layers),
         "zeros": round(sum(zeros) / len(zeros), 4) if zeros else None,
         "formats": sorted({layer.format for layer in layers if layer.format}),
+        "types": sorted({layer.type for layer in layers if layer.type}),
     }
 
 
@@ -566,4 +568,5 @@ def _short(step: Step) -> str:
 
 
 def _costs(report: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: report.get(key) for key in ("seconds", "joules", "load_s", "versions") if report.get(key) is not None}
+    keys = ("seconds", "joules", "load_s", "versions", "machines", "loadgen_machine")
+    return {key: report[key] for key in keys if report.get(key) is not None}

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import espalier
+from espalier._network import is_loopback
+from espalier.doctor import cpu
 from espalier.errors import InputError, RulesError
 from espalier.mlperf.benchmarks import find
 from espalier.mlperf.loadgen import ACCURACY, DETAIL, SUMMARY, DetailLog
+from espalier.mlperf.network.qdl import CONNECTIONS
 from espalier.mlperf.report.rows import UNVERIFIED
 from espalier.mlperf.results import System, read_results
 from espalier.mlperf.rounds import Round, find_round
-from espalier.mlperf.system import describe_system
+from espalier.mlperf.system import Machine, Network, describe_machine, describe_system, host_of
 
 PRUNED = "Discarding non-zero weight elements, including pruning"
 """Disallowed in the closed division: MLPerf Inference Rules, "Model equivalence"."""
@@ -117,6 +120,8 @@ def check(system: System, submission: Submission) -> None:
         raise RulesError(f"{system.name}: no performance run; measure one with espalier mlperf run")
     for scenario in scenarios:
         _check_runs(system, scenario, draft=submission.draft)
+    if "network" in system.about["identity"]:
+        _check_network(system, division, draft=submission.draft)
     if division == "closed":
         _check_closed(system, submission, required[benchmark], rules)
 
@@ -135,6 +140,19 @@ def _check_runs(system: System, scenario: str, *, draft: bool) -> None:
             raise RulesError(
                 f"{where} does not conform: {step.deviations[0]}; run without --quick (or write a --draft)"
             )
+
+
+def _check_network(system: System, division: str, *, draft: bool) -> None:
+    if division == "closed":
+        raise RulesError(
+            f"{system.name} ran on nodes over a network, which the closed division does not allow; submit it as open"
+        )
+    own = [a for a in system.about["identity"]["network"] if is_loopback(host_of(a))]
+    if own and not draft:
+        raise RulesError(
+            f"{system.name}: the node at {own[0]} is LoadGen's own machine, and the rules want separate ones; run "
+            "nodes elsewhere (or write a --draft)"
+        )
 
 
 def _check_closed(system: System, submission: Submission, required: Sequence[str], rules: Round) -> None:
@@ -202,6 +220,8 @@ class _Writer:
             category=category_of(self.system, self.submission),
             framework=_framework(self.system),
             overrides=self.submission.system,
+            machines=_machines(self.system),
+            network=_network(self.system),
         )
         _write(self.root / "systems" / f"{self.system.name}.json", json.dumps(about, indent=2) + "\n")
 
@@ -210,8 +230,7 @@ class _Writer:
         text = (
             "# Calibration and quantisation\n\n"
             f"{self.system.name}: {about['model']}. Linear layers run as "
-            f"{', '.join(about['weights'].get('formats', [])) or 'the engine chose'}. "
-            "Nothing is calibrated at run time, and no sample of the performance or accuracy set chose any numerics.\n"
+            f"{', '.join(about['weights'].get('formats', [])) or 'the engine chose'}. " + _calibration(self.system)
         )
         _write(self.root / "documentation" / "calibration.md", text)
 
@@ -257,6 +276,33 @@ class _Writer:
             _copy(source, place / "accuracy", ("accuracy.txt", *fallback))
 
 
+def _machines(system: System) -> list[Machine]:
+    """Those that ran the model, as they said during the run."""
+    said = _performance(system).get("machines")
+    if said is not None:
+        return [Machine(**machine) for machine in said]
+    if system.about["machine"]["cpu"] != cpu().model:
+        raise RulesError(
+            f"{system.name} was measured by an older release on another machine, which its results do not "
+            "describe; write the submission there"
+        )
+    return [describe_machine()]
+
+
+def _network(system: System) -> Network | None:
+    addresses = system.about["identity"].get("network")
+    if not addresses:
+        return None
+    said = _performance(system).get("loadgen_machine")
+    loadgen = describe_machine() if said is None else Machine(**said)
+    return Network(loadgen=loadgen, addresses=addresses, connections=CONNECTIONS * len(addresses))
+
+
+def _performance(system: System) -> dict[str, Any]:
+    """The figures of the first performance run."""
+    return next(step.figures for step in system.steps.values() if step.name == "performance")
+
+
 def _framework(system: System) -> str:
     step = next((s for s in system.steps.values() if s.name == "performance" and s.figures.get("versions")), None)
     engine = str(system.about["identity"]["engine"])
@@ -267,16 +313,38 @@ def _framework(system: System) -> str:
 def _measurements(system: System, *, unmodified: bool) -> dict[str, str]:
     weights: Mapping[str, Any] = system.about["weights"]
     zeros = weights.get("zeros")
-    types = "int8" if any("int8" in str(f) or "i8" in str(f) for f in weights.get("formats", [])) else "fp32"
     return {
         "input_data_types": "int64",
-        "weight_data_types": types,
+        "weight_data_types": _weight_types(system),
         "starting_weights_filename": str(system.about["model"]),
         "retraining": "no" if unmodified else "yes, or at least not excluded",
         "weight_transformations": f"{zeros:.1%} of the weights of linear layers are zero and stored sparsely"
         if zeros
         else "packed for the engine, values unchanged",
     }
+
+
+def _calibration(system: System) -> str:
+    digest = system.about["identity"].get("calibration")
+    if digest is None:
+        return (
+            "Nothing is calibrated at run time, and no sample of the performance or accuracy set chose any numerics.\n"
+        )
+    return (
+        "Activations of the layers in FP8 (e4m3) have one scale each, from `espalier calibrate`: the largest magnitude "
+        f"on the calibration data over 448. The file of scales has SHA-256 {digest}. The data it was learnt from must "
+        "be those that the rules allow for calibration; the harness cannot see that.\n"
+    )
+
+
+def _weight_types(system: System) -> str:
+    """What linear layers multiply with: int8 where the model has it, else what they were told to."""
+    found = {"int8" if "int8" in name else "fp32" for name in system.about["weights"].get("types", [])} or {"fp32"}
+    settings = system.about["identity"]["settings"]
+    if settings.get("device", "cpu") != "cpu":
+        told = settings["precision"] or ("fp8" if settings["calibration"] else "bf16")
+        found = {told if name == "fp32" else name for name in found} | ({"bf16"} if told == "fp8" else set())
+    return ", ".join(sorted(found))
 
 
 def _readme(system: System, scenario: str | None) -> str:

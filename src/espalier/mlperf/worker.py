@@ -23,6 +23,7 @@ from espalier.mlperf.engines import EngineSettings, open_engine
 from espalier.mlperf.features import Samples
 from espalier.mlperf.loadgen import import_loadgen
 from espalier.mlperf.sut import Direct, Scheduled, SystemUnderTest
+from espalier.mlperf.system import describe_machine
 from espalier.mlperf.watch import ClockWatch, Energy
 from espalier.pipelines import Embeddings, Pipeline, QuestionAnswering
 from espalier.scheduler import Limits
@@ -82,6 +83,9 @@ def main(arguments: list[str]) -> int:
         report["load_s"] = time.perf_counter() - start
         engine.warm_up([samples[i] for i in range(0, len(samples), -(-len(samples) // _WARM_SAMPLES))])
         report["versions"] = {job.engine: engine.version, "python": sys.version.split()[0], "numpy": np.__version__}
+        report["machines"] = [asdict(machine) for machine in engine.machines]
+        if job.network:
+            report["loadgen_machine"] = asdict(describe_machine())
         if job.mode == "probe":
             (out / PROBE).write_text(json.dumps(probe(engine, samples, job)), encoding="utf-8")
         else:

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from espalier.data import Feature
 from espalier.errors import ConfigError, DataError, SchedulingError
 from espalier.mlperf.engines import Engine
 from espalier.mlperf.network import wire
+from espalier.mlperf.system import Machine, describe_machine
 from espalier.scheduler import Item, Limits, Scheduler
 
 log = logging.getLogger("espalier.mlperf")
@@ -29,13 +31,24 @@ _PROBE_TOKENS = 128
 class Node:
     """Listens, and answers queries until :meth:`close`. ``token``: what clients must send, None for nothing.
 
+    ``machine``: what submissions say of this one, without an accelerator for None.
+
     ``port`` 0 takes a free one; the attribute says which. Raises ConfigError for an address that cannot be had.
     """
 
     def __init__(
-        self, engine: Engine, *, name: str, host: str, port: int, limits: Limits, token: str | None = None
+        self,
+        engine: Engine,
+        *,
+        name: str,
+        host: str,
+        port: int,
+        limits: Limits,
+        token: str | None = None,
+        machine: Machine | None = None,
     ) -> None:
         self._name = name
+        self._machine = asdict(machine or describe_machine())
         self._token = (token or "").encode()
         self._tokens_per_s = _measure(engine)
         self._scheduler = Scheduler(lambda _, batch: engine.run(batch), self._finish, limits, workers=2)
@@ -61,7 +74,8 @@ class Node:
     def description(self) -> bytes:
         """The NAME frame."""
         rate = self._scheduler.tokens_per_second(None) or self._tokens_per_s
-        return wire.frame(wire.NAME, json.dumps({"name": self._name, "tokens_per_s": rate}).encode())
+        found = {"name": self._name, "tokens_per_s": rate, "machine": self._machine}
+        return wire.frame(wire.NAME, json.dumps(found).encode())
 
     def admits(self, hello: memoryview) -> bool:
         """Whether a HELLO is of this protocol, and with the right token."""

@@ -25,6 +25,7 @@ from espalier.errors import DataError, EngineError, InputError
 from espalier.mlperf.features import Samples
 from espalier.mlperf.network import wire
 from espalier.mlperf.sut import SystemUnderTest
+from espalier.mlperf.system import Machine
 
 PREFIX = "Network SUT"
 CONNECTIONS = 2
@@ -47,6 +48,7 @@ class Remote:
         self._turn = 0
         found = self._describe()
         self.name = str(found["name"])
+        self.machine = _machine(found, address)
         self.node = Node(address, float(found["tokens_per_s"]))
 
     def open(self) -> None:
@@ -166,6 +168,11 @@ class Dispatch:
         """The system's name, which every node is asked for now."""
         return f"{PREFIX}: {', '.join(remote.ask_name() for remote in self._remotes.values())}"
 
+    @property
+    def machines(self) -> list[Machine]:
+        """What the nodes said of their machines."""
+        return [remote.machine for remote in self._remotes.values()]
+
     def send(self, numbers: Sequence[int], features: Sequence[Feature]) -> None:
         """Send sequences, each under its id."""
         now = time.perf_counter()
@@ -247,6 +254,11 @@ class RemoteEngine:
         self._arrived = threading.Condition()
         self._dispatch = Dispatch(addresses, token, self._finish)
 
+    @property
+    def machines(self) -> list[Machine]:
+        """The nodes' machines."""
+        return self._dispatch.machines
+
     def warm_up(self, features: Sequence[Feature]) -> None:
         """Send a few; the nodes have warmed up by themselves. Raises EngineError."""
         self.run(features[:4])
@@ -305,6 +317,13 @@ class QueryDispatch(SystemUnderTest):
     def _finish(self, numbers: list[int], answers: list[Any], issued: list[float]) -> None:
         with self._lock:
             self._answer(numbers, answers, issued)
+
+
+def _machine(said: dict[str, Any], address: str) -> Machine:
+    try:
+        return Machine(**said["machine"])
+    except (KeyError, TypeError) as error:
+        raise EngineError(f"the node at {address} is of another release: run the same on all machines") from error
 
 
 def _connect(address: str, token: str) -> socket.socket:

@@ -43,7 +43,8 @@ def serve_node(
     engine.warm_up([Feature(np.ones(n, np.int32), np.zeros(n, np.int8), {}) for n in lengths])
     limits = Limits(waiting=None, latency=None if latency_ms is None else latency_ms / 1e3)
     own = name or socket.gethostname()
-    node = Node(engine, name=own, host=host, port=port, limits=limits, token=token)
+    (machine,) = engine.machines
+    node = Node(engine, name=own, host=host, port=port, limits=limits, token=token, machine=machine)
     stop = threading.Event()
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, lambda *_: stop.set())

@@ -3,7 +3,7 @@
 Every frame is ``length u32, kind u8, payload``, where the length counts kind and payload.
 
     HELLO   client to node   magic "ESPQDL1\\0", then the token, UTF-8, empty for none
-    NAME    node to client   JSON: {"name", "tokens_per_s"}; the answer to HELLO and to PING
+    NAME    node to client   JSON: {"name", "tokens_per_s", "machine"}; the answer to HELLO and to PING
     PING    client to node   nothing
     QUERY   client to node   query id u64, leading u32, token ids i32 [tokens]
     ANSWER  node to client   query id u64, the task's numbers f32 []

@@ -55,7 +55,10 @@ def facts(system: System) -> list[tuple[str, str]]:
     settings = identity["settings"]
     zeros = weights.get("zeros")
     versions: dict[str, str] = dict(machine.get("versions", {}))
+    accelerators: dict[str, None] = {}
     for step in system.steps.values():
+        said = (machine["fields"] for machine in step.figures.get("machines") or [])
+        accelerators |= {f["accelerator_model_name"]: None for f in said if f["accelerators_per_node"] != "0"}
         versions |= step.figures.get("versions") or {}
         if step.figures.get("loadgen"):
             versions["loadgen"] = str(step.figures["loadgen"])
@@ -70,6 +73,7 @@ def facts(system: System) -> list[tuple[str, str]]:
         ("engine", f"{identity['engine']}, {settings['threads']} threads, padding {settings['padding']}"
                    + (f", batches of {settings['batch']}" if settings["padding"] != "none" else "")),
         ("machine", f"{machine['cpu']}, {machine['cores_usable']} cores usable, {machine['isa'] or 'no engine'}"),
+        *(("accelerator", name) for name in accelerators),
         ("system", f"{machine['system']}, Python {machine['python']}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(versions.items()) if name in _PACKAGES)),
     ]  # fmt: skip
