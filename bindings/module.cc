@@ -392,7 +392,7 @@ NB_MODULE(_native, m) {
             const KernelSet& set = kernels(isa);
             std::vector<std::tuple<std::string, double>> out;
             for (const espalier::Candidate8& c :
-                 espalier::candidates8({matrix.rows, matrix.columns, matrix.blocks()}, set.max_groups, set.sums_16_bit))
+                 espalier::candidates8({matrix.rows, matrix.columns, matrix.blocks()}, set))
               out.emplace_back(show(kFormats8, c.format), c.cycles);
             return out;
           },

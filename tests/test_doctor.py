@@ -34,6 +34,7 @@ def test_a_good_machine_has_nothing_to_say() -> None:
         ({"engine": Engine(True, "avx2", ("avx2", "avx512"), "avx2", "")}, "caps the kernels at avx2"),
         ({"engine": Engine(False, None, (), None, "no such file")}, "broken: no such file; install a wheel"),
         ({"engine": Engine(False, None, (), "sse9", "unknown")}, "broken: unknown; correct ESPALIER_MAX_ISA"),
+        ({"cpu": dataclasses.replace(CPU, flags=("avx2", "amx_int8"))}, "does not let this process use its tile"),
         ({"cpu": dataclasses.replace(CPU, governor="powersave")}, "governor is powersave"),
         ({"cpu": dataclasses.replace(CPU, load=9.5)}, "load 9.5 on 8 CPUs"),
     ],

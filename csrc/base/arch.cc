@@ -2,13 +2,16 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 #include <iterator>
 
 #include "base/error.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
@@ -24,9 +27,26 @@ std::uint64_t read_xcr0() {
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (static_cast<std::uint64_t>(high) << 32) | low;
 }
+
+// Linux keeps tile registers only for processes that asked for them, and may refuse: an old kernel, a sandbox, a thread
+// whose signal stack is too small for them. Granted once, they are there for all threads.
+bool ask_for_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool may_use_tiles() {
+  static const bool allowed = ask_for_tiles();
+  return allowed;
+}
 #endif
 
-constexpr Isa kAll[] = {Isa::scalar, Isa::neon, Isa::neon_dot, Isa::avx2, Isa::avx_vnni, Isa::avx512, Isa::avx512_vnni};
+constexpr Isa kAll[] = {Isa::scalar,   Isa::neon,   Isa::neon_dot,    Isa::avx2,
+                        Isa::avx_vnni, Isa::avx512, Isa::avx512_vnni, Isa::avx512_amx};
 
 struct NamedFlag {
   const char* name;
@@ -60,6 +80,8 @@ bool available(const ArchFlags& flags, Isa isa) {
       return flags.avx2 && flags.avx512;
     case Isa::avx512_vnni:
       return flags.avx2 && flags.avx512 && flags.avx512_vnni;
+    case Isa::avx512_amx:
+      return available(flags, Isa::avx512_vnni) && flags.amx_int8;
   }
   return false;
 }
@@ -83,7 +105,7 @@ ArchFlags detect_arch() {
   flags.avx2 = ymm && fma && f16c && ((b7 >> 5) & 1);
   flags.avx512 = zmm && ((b7 >> 16) & 1) && ((b7 >> 30) & 1) && ((b7 >> 17) & 1) && ((b7 >> 31) & 1);
   flags.avx512_vnni = flags.avx512 && ((c7 >> 11) & 1);
-  flags.amx_int8 = tiles && ((d7 >> 24) & 1) && ((d7 >> 25) & 1);
+  flags.amx_int8 = tiles && ((d7 >> 24) & 1) && ((d7 >> 25) & 1) && may_use_tiles();
   unsigned a71 = 0;
   if (__get_cpuid_count(7, 1, &a71, &b, &c, &d)) flags.avx_vnni = flags.avx2 && ((a71 >> 4) & 1);
 #elif defined(__aarch64__)
@@ -114,12 +136,14 @@ std::string_view isa_name(Isa isa) {
       return "avx512";
     case Isa::avx512_vnni:
       return "avx512_vnni";
+    case Isa::avx512_amx:
+      return "avx512_amx";
   }
   return "?";
 }
 
 Isa select_isa(const ArchFlags& flags, std::string_view cap) {
-  Isa limit = Isa::avx512_vnni;
+  Isa limit = *std::rbegin(kAll);
   if (!cap.empty()) {
     bool known = false;
     std::string names;
@@ -137,11 +161,6 @@ Isa select_isa(const ArchFlags& flags, std::string_view cap) {
   for (Isa isa : kAll)
     if (isa <= limit && available(flags, isa)) best = isa;
   return best;
-}
-
-Isa current_isa() {
-  const char* cap = std::getenv("ESPALIER_MAX_ISA");
-  return select_isa(detect_arch(), cap == nullptr ? "" : cap);
 }
 
 std::vector<std::string> flag_names(const ArchFlags& flags) {

@@ -28,7 +28,7 @@ int tile_rows(const Op& linear) {
   const std::size_t rows = static_cast<std::size_t>(weight_rows(linear));
   const std::size_t bytes = linear.weight ? linear.weight->bytes() : linear.weight8->bytes();
   const std::size_t per_row = std::max<std::size_t>(1, bytes / std::max<std::size_t>(1, rows));
-  const std::size_t fit = std::max<std::size_t>(32, kTileBytes / per_row / kRowBlock * kRowBlock);
+  const std::size_t fit = std::max<std::size_t>(kRowStep, kTileBytes / per_row / kRowStep * kRowStep);
   return static_cast<int>(std::min(fit, rows));
 }
 
@@ -50,7 +50,7 @@ constexpr int kBlockTokens = 128;
 // Rows of a linear layer that are shared out at a time: few, for an even end; enough to use the panel in the L1 cache.
 int unit_rows(int rows, int panels, int threads) {
   const int even = static_cast<int>(static_cast<std::int64_t>(rows) * panels / (4 * threads));
-  return std::clamp(even / 16 * 16, 32, 256);
+  return std::clamp(even / kRowStep * kRowStep, kRowStep, 256);
 }
 
 // What a thread may keep for one task of whole sequences.
@@ -87,7 +87,8 @@ void Program::Execution::choose_partition() {
   double linear = 1.0, attention = 0.0;
   for (const Op& op : p_.ops_) {
     if (op.kind == OpKind::linear) linear += static_cast<double>(op.weight->nonzeros());
-    if (op.kind == OpKind::linear8) linear += block_cost8(k_.sums_16_bit) * static_cast<double>(op.weight8->blocks());
+    if (op.kind == OpKind::linear8)
+      linear += block_cost8(k_, op.weight8->packed().format) * static_cast<double>(op.weight8->blocks());
     if (op.kind == OpKind::attention)
       attention += static_cast<double>(op.attention.heads) * (op.attention.head_size + op.attention.value_size);
   }

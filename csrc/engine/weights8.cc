@@ -63,6 +63,24 @@ Inputs take_block(Inputs& rest, bool sums_16_bit) {
   return block;
 }
 
+// Where dense8 keeps its blocks: in the tiles of a kernel set, of a matrix of `groups` groups of inputs.
+class DenseTiles {
+ public:
+  DenseTiles(const KernelSet& k, int groups)
+      : rows_(k.tile_rows), width_(k.tile_columns / kFeatureBlock), across_(groups / width_) {}
+
+  int groups() const { return across_ * width_; }  // that fill tiles
+  std::size_t bytes(int rows) const { return size(round_up(rows, rows_)) * size(groups()) * kFeatureBlock; }
+  std::size_t at(int row, int group) const {
+    const std::size_t tile = size(row / rows_) * size(across_) + size(group / width_);
+    return ((tile * size(rows_) + size(row % rows_)) * size(width_) + size(group % width_)) * kFeatureBlock;
+  }
+
+ private:
+  static std::size_t size(int n) { return static_cast<std::size_t>(n); }
+  int rows_, width_, across_;
+};
+
 struct Entry {
   Inputs weights;
   std::uint16_t offset;
@@ -148,9 +166,10 @@ Matrix8 compress8(const std::int16_t* values, int rows, int columns, const float
 Weight8::Weight8(const Matrix8& matrix, WeightFormat8 format, const KernelSet& kernels) : nonzeros_(matrix.nonzeros) {
   const int rows = round_up(matrix.rows, kRowBlock), groups = round_up(matrix.columns, kFeatureBlock) / kFeatureBlock;
   const int stride = kernels.lanes * kernels.max_groups * kFeatureBlock / offset_unit(kernels.lanes);
-  const bool dense = format == WeightFormat8::dense8;
-  if (dense) {
-    dense_.resize(static_cast<std::size_t>(rows) * static_cast<std::size_t>(groups) * kFeatureBlock);
+  const DenseTiles tiles(kernels, groups);
+  const int dense_groups = format == WeightFormat8::dense8 ? tiles.groups() : 0;
+  if (dense_groups > 0) {
+    dense_.resize(tiles.bytes(matrix.rows));
     dense_.zero();
   }
   scales_.resize(static_cast<std::size_t>(rows));
@@ -171,13 +190,9 @@ Weight8::Weight8(const Matrix8& matrix, WeightFormat8 format, const KernelSet& k
       Inputs rest;
       std::copy_n(matrix.values.data() + static_cast<std::size_t>(b) * kFeatureBlock, kFeatureBlock, rest.begin());
       for (int w : rest) sums_[static_cast<std::size_t>(m)] += w;
-      if (dense) {
+      if (group < dense_groups) {
         const Inputs body = take_block(rest, kernels.sums_16_bit);
-        const std::size_t at = (static_cast<std::size_t>(m / kRowBlock) * static_cast<std::size_t>(groups) +
-                                static_cast<std::size_t>(group)) *
-                                   kRowBlock +
-                               static_cast<std::size_t>(m % kRowBlock);
-        std::copy(body.begin(), body.end(), dense_.data() + at * kFeatureBlock);
+        std::copy(body.begin(), body.end(), dense_.data() + tiles.at(m, group));
       }
       while (!is_zero(rest))
         entries.push_back({take_block(rest, kernels.sums_16_bit), static_cast<std::uint16_t>(group * stride)});

@@ -14,6 +14,8 @@
 namespace espalier {
 
 inline constexpr int kRowBlock = 4;
+// Outputs that linear kernels take together, counted from the first: calls do best to begin at a multiple of it.
+inline constexpr int kRowStep = 32;
 
 enum class WeightFormat : std::uint8_t {
   dense,         // values[M/4][K][4]
@@ -85,7 +87,9 @@ struct PackedWeight8 {
   WeightFormat8 format = WeightFormat8::dense8;
   int rows = 0;
   int columns = 0;
-  const std::int8_t* dense = nullptr;   // dense8: [M / 4][K / 4][4 outputs][4 inputs], rounded up
+  // dense8: [M / tile_rows][K / tile_columns][tile_rows outputs][tile_columns inputs], see KernelSet. M is rounded up;
+  // inputs beyond the last whole tile are among the blocks.
+  const std::int8_t* dense = nullptr;
   const std::int8_t* blocks = nullptr;  // [pairs][2][4 inputs]
   // From the panel's start to the block's inputs, in units of offset_unit(lanes) bytes.
   const std::uint16_t* offsets = nullptr;  // [pairs][2]
@@ -129,6 +133,8 @@ struct KernelSet {
   // packed weights of one sign must sum to no more than 128 there.
   bool sums_16_bit;
   bool signed_bytes;  // quantised panels hold q - 128 and zero - 128
+  int tile_rows;      // of dense8: kRowBlock, or what a matrix unit takes
+  int tile_columns;   // likewise, and kFeatureBlock
 
   // y rows [first_row, last_row) of a panel of `groups` groups. x: [K][NB], y: [M][NB]. Row bounds are multiples of
   // kRowBlock (or M). x and y must not overlap; residual may be y.
@@ -167,6 +173,7 @@ const KernelSet* avx2_kernels();
 const KernelSet* avx_vnni_kernels();
 const KernelSet* avx512_kernels();
 const KernelSet* avx512_vnni_kernels();
+const KernelSet* avx512_amx_kernels();
 const KernelSet* neon_kernels();
 const KernelSet* neon_dot_kernels();
 

@@ -21,6 +21,8 @@ constexpr KernelSet make_kernel_set(const char* name) {
   set.max_groups = MAX_GROUPS;
   set.sums_16_bit = I::sums_16_bit;
   set.signed_bytes = I::signed_bytes;
+  set.tile_rows = kTileRows;
+  set.tile_columns = kTileColumns;
   set.linear = &linear<MAX_GROUPS>;
   set.linear8 = &linear8<MAX_GROUPS>;
   set.quantize = &quantize_panel<MAX_GROUPS>;

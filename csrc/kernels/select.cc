@@ -1,6 +1,7 @@
 #include "kernels/select.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <string>
 
 #include "base/error.h"
@@ -25,6 +26,8 @@ const KernelSet* table(Isa isa) {
       return avx512_kernels();
     case Isa::avx512_vnni:
       return avx512_vnni_kernels();
+    case Isa::avx512_amx:
+      return avx512_amx_kernels();
   }
   return nullptr;
 }
@@ -35,6 +38,8 @@ int chunk_for(int columns, int panel_width, int bytes) {
   const int chunks = (columns + widest - 1) / widest;
   return std::max(1, (columns + chunks - 1) / std::max(1, chunks));
 }
+
+bool multiplies_tiles(const KernelSet& k) { return k.tile_columns > kFeatureBlock; }
 
 }  // namespace
 
@@ -49,6 +54,19 @@ std::vector<Isa> built_isas() {
   for (Isa isa : known_isas())
     if (table(isa) != nullptr) isas.push_back(isa);
   return isas;
+}
+
+Isa select_built(const ArchFlags& flags, std::string_view cap, std::span<const Isa> built) {
+  const Isa widest = select_isa(flags, cap);
+  Isa best = Isa::scalar;
+  for (Isa isa : built)
+    if (isa <= widest && select_isa(flags, isa_name(isa)) == isa) best = isa;
+  return best;
+}
+
+Isa current_isa() {
+  const char* cap = std::getenv("ESPALIER_MAX_ISA");
+  return select_built(detect_arch(), cap == nullptr ? "" : cap, built_isas());
 }
 
 int max_chunk(int panel_width) { return 65535 / panel_width + 1; }
@@ -90,14 +108,19 @@ std::vector<Candidate> candidates(const WeightStats& s, int lanes, int groups) {
   return found;
 }
 
-double block_cost8(bool sums_16_bit) { return sums_16_bit ? 2.0 : 1.0; }
+double block_cost8(const KernelSet& k, WeightFormat8 format) {
+  if (format == WeightFormat8::dense8 && multiplies_tiles(k)) return 0.2;  // as candidates8() reckons
+  return k.sums_16_bit ? 2.0 : 1.0;
+}
 
-std::vector<Candidate8> candidates8(const WeightStats8& s, int groups, bool sums_16_bit) {
-  const double r = groups, m = s.rows;
+std::vector<Candidate8> candidates8(const WeightStats8& s, const KernelSet& k) {
+  const double r = k.max_groups, m = s.rows;
   const double all = m * ((s.columns + kFeatureBlock - 1) / kFeatureBlock);
-  // Three instructions for two ports, or one; the load of a sparse block is not shared by several rows.
-  const double dense = sums_16_bit ? r : 0.55 * r;
-  const double sparse = std::max(sums_16_bit ? r : 0.8 * r, (r + 1.0) / 2.0);
+  // Three instructions for two ports, or one; the load of a sparse block is not shared by several rows. A product of
+  // tiles is said to take 16 cycles for 256 blocks of one group; loads will not always keep up.
+  const double vectors = k.sums_16_bit ? r : 0.55 * r;
+  const double dense = multiplies_tiles(k) ? 0.1 * r : vectors;
+  const double sparse = std::max(k.sums_16_bit ? r : 0.8 * r, (r + 1.0) / 2.0);
   const double ends = 4.0 * r * m;
   std::vector<Candidate8> found = {{WeightFormat8::dense8, dense * all + ends},
                                    {WeightFormat8::block1x4, sparse * static_cast<double>(s.blocks) + ends}};

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
+#include <string_view>
 #include <vector>
 
 #include "base/arch.h"
@@ -14,6 +16,12 @@ const KernelSet& kernels_for(Isa isa);
 
 // Instruction sets compiled into this build, narrowest first.
 std::vector<Isa> built_isas();
+
+// Widest of `built` that `flags` allow and `cap` permits, as select_isa().
+Isa select_built(const ArchFlags& flags, std::string_view cap, std::span<const Isa> built);
+
+// The same for this processor, this build and the environment variable ESPALIER_MAX_ISA.
+Isa current_isa();
 
 struct WeightStats {
   int rows = 0;
@@ -43,11 +51,11 @@ struct Candidate8 {
   double cycles = 0.0;  // estimated, for one full panel; comparable with Candidate's
 };
 
-// The same for weights of integers. `sums_16_bit`: see KernelSet.
-std::vector<Candidate8> candidates8(const WeightStats8& stats, int groups, bool sums_16_bit);
+// The same for weights of integers, from the constants of `kernels` alone.
+std::vector<Candidate8> candidates8(const WeightStats8& stats, const KernelSet& kernels);
 
 // Multiply-adds of a dense float32 layer that take as long as a block of 1 output x 4 inputs.
-double block_cost8(bool sums_16_bit);
+double block_cost8(const KernelSet& kernels, WeightFormat8 format);
 
 // Widest chunk whose offsets, in floats, fit in 16 bits.
 int max_chunk(int panel_width);

@@ -18,6 +18,8 @@ constexpr KernelSet make_emulation(const char* name) {
   set.max_groups = MAX_GROUPS;
   set.sums_16_bit = I::sums_16_bit;
   set.signed_bytes = I::signed_bytes;
+  set.tile_rows = kTileRows;
+  set.tile_columns = kTileColumns;
   set.linear8 = &linear8<MAX_GROUPS>;
   set.quantize = &quantize_panel<MAX_GROUPS>;
   set.dequantize = &dequantize_panel;

@@ -125,12 +125,34 @@ TEST(small_shapes_in_every_format_and_width) {
   }
 }
 
+// Around the edges of a matrix unit's tiles, which take 32 outputs and 64 inputs: whole ones, parts, and calls that
+// begin and end within one.
+TEST(whole_tiles_and_what_is_left_of_them) {
+  Random random(78);
+  for (const KernelSet* k : kernel_sets_and_emulations()) {
+    for (const auto& [rows, columns] :
+         {std::pair{1, 64}, {32, 60}, {31, 61}, {33, 65}, {16, 124}, {70, 128}, {64, 191}, {45, 203}, {97, 66}}) {
+      Layer layer = random_layer(random, rows, columns, rows % 2 ? 255 : 127, 0.2);
+      std::fill_n(layer.w.begin() + rows / 2 * columns, columns, std::int16_t{0});
+      const Weight8 weight(layer.matrix(), WeightFormat8::dense8, *k);
+      for (int groups = 1; groups <= k->max_groups; ++groups) {
+        const Quantization fixed{0.02f, static_cast<float>(groups % 3 * 255 / 2)};
+        const auto x = quantized(*k, random_panel(random, *k, columns), columns, groups, &fixed);
+        for (int first = 0, last; first < rows; first = last) {
+          last = std::min(rows, first + 4 * (1 + random.below(10)));
+          check_rows(*k, layer, weight, x, groups, first, last, {layer.bias.data(), nullptr, {}, {}});
+        }
+      }
+    }
+  }
+}
+
 TEST(every_number_of_groups_and_a_residual_in_place) {
   Random random(71);
   for (const KernelSet* k : kernel_sets_and_emulations()) {
-    const Layer layer = random_layer(random, 13, 50, 127, 0.4);
+    const Layer layer = random_layer(random, 13, 70, 127, 0.4);
     for (int groups = 1; groups <= k->max_groups; ++groups) {
-      const auto x = quantized(*k, random_panel(random, *k, 50), 50, groups, nullptr);
+      const auto x = quantized(*k, random_panel(random, *k, 70), 70, groups, nullptr);
       check_layer(*k, layer, x, groups);
       const auto residual = random_panel(random, *k, 13);
       for (WeightFormat8 format : kFormats) {
@@ -229,11 +251,11 @@ TEST(quantising_in_the_epilogue) {
   for (const KernelSet* k : kernel_sets_and_emulations()) {
     const int nb = k->lanes * k->max_groups;
     for (int rows : {1, 2, 3, 4, 6, 31, 32, 40, 71}) {
-      const Layer layer = random_layer(random, rows, 24, 127, 0.3);
+      const Layer layer = random_layer(random, rows, 72, 127, 0.3);
       const auto residual = random_panel(random, *k, rows);
       const Quantization out{0.01f * static_cast<float>(1 + random.below(9)), static_cast<float>(random.below(256))};
       const int groups = 1 + random.below(k->max_groups), split = std::min(rows, 4 * (1 + random.below(10)));
-      const auto x = quantized(*k, random_panel(random, *k, 24), 24, groups, nullptr);
+      const auto x = quantized(*k, random_panel(random, *k, 72), 72, groups, nullptr);
       for (WeightFormat8 format : kFormats) {
         const Weight8 weight(layer.matrix(), format, *k);
         for (Unary act : {Unary::identity, Unary::gelu, Unary::relu}) {

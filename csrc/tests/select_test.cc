@@ -37,13 +37,31 @@ TEST(dot_product_instructions_of_made_up_processors) {
   CHECK(select_isa(zen4, "") == Isa::avx512_vnni);
   CHECK(select_isa(zen4, "avx512") == Isa::avx512);
   CHECK(select_isa(zen4, "avx_vnni") == Isa::avx2, "Zen 4 has the wide form alone");
-  CHECK(select_isa(sapphire_rapids, "") == Isa::avx512_vnni);
+  CHECK(select_isa(sapphire_rapids, "") == Isa::avx512_amx);
+  CHECK(select_isa(sapphire_rapids, "avx512_vnni") == Isa::avx512_vnni);
   CHECK(select_isa(sapphire_rapids, "avx_vnni") == Isa::avx_vnni);
+  ArchFlags refused = sapphire_rapids;  // the system keeps no tiles for this process: detection leaves the flag off
+  refused.amx_int8 = false;
+  CHECK(select_isa(refused, "") == Isa::avx512_vnni);
+  CHECK(select_isa(refused, "avx512_amx") == Isa::avx512_vnni);
+  CHECK(select_isa(flags_named({"avx2", "avx512", "amx_int8"}), "") == Isa::avx512, "AMX comes with AVX-512-VNNI");
   CHECK(select_isa(graviton2, "") == Isa::neon_dot);
   CHECK(select_isa(graviton2, "neon") == Isa::neon);
   CHECK(select_isa(flags_named({"dotprod", "avx_vnni", "avx512_vnni"}), "") == Isa::scalar,
         "nothing without what it builds on");
   CHECK_THROWS(flags_named({"avx2", "mmx"}), "no processor flag 'mmx'");
+}
+
+TEST(builds_that_lack_an_instruction_set) {
+  const ArchFlags sapphire_rapids = flags_named({"avx2", "avx_vnni", "avx512", "avx512_vnni", "amx_int8"});
+  const std::vector<Isa> all(espalier::known_isas().begin(), espalier::known_isas().end()),
+      without_amx(all.begin(), all.end() - 1), plain = {Isa::scalar};
+  CHECK(espalier::select_built(sapphire_rapids, "", all) == Isa::avx512_amx);
+  CHECK(espalier::select_built(sapphire_rapids, "", without_amx) == Isa::avx512_vnni);
+  CHECK(espalier::select_built(sapphire_rapids, "avx2", without_amx) == Isa::avx2);
+  CHECK(espalier::select_built(flags_named({"neon"}), "", all) == Isa::neon);
+  CHECK(espalier::select_built(sapphire_rapids, "", plain) == Isa::scalar);
+  CHECK_THROWS(espalier::select_built(sapphire_rapids, "sse9", all), "ESPALIER_MAX_ISA");
 }
 
 TEST(unknown_cap_names_the_known_ones) {
@@ -58,7 +76,8 @@ TEST(unknown_cap_names_the_known_ones) {
 
 TEST(this_processor_gets_only_what_it_has) {
   const ArchFlags flags = espalier::detect_arch();
-  const Isa chosen = select_isa(flags, "");
+  const Isa chosen = espalier::select_built(flags, "", espalier::built_isas());
+  CHECK(chosen < Isa::avx512_amx || flags.amx_int8);
   CHECK(chosen < Isa::avx512 || flags.avx512);
   CHECK(chosen < Isa::avx2 || flags.avx2);
   CHECK((chosen != Isa::neon && chosen != Isa::neon_dot) || flags.neon);
@@ -105,14 +124,20 @@ TEST(candidates_are_sane) {
 }
 
 TEST(candidates_for_integers_are_sane) {
-  for (bool sums_16_bit : {false, true}) {
+  espalier::KernelSet set{};
+  for (const auto& [sums_16_bit, tile_columns] : {std::pair{false, 4}, {true, 4}, {false, 64}}) {
+    set.sums_16_bit = sums_16_bit;
+    set.tile_columns = tile_columns;
     for (int groups : {3, 4, 6}) {
+      set.max_groups = groups;
       const std::int64_t all = 3072 * 768 / 4;
       for (std::int64_t blocks : {std::int64_t{0}, all / 20, all / 5, all}) {
-        const auto found = espalier::candidates8({3072, 768, blocks}, groups, sums_16_bit);
+        const auto found = espalier::candidates8({3072, 768, blocks}, set);
         CHECK(found.size() == 2 && found[0].format != found[1].format);
         CHECK(found[0].cycles <= found[1].cycles && found[0].cycles > 0.0 && std::isfinite(found[1].cycles));
-        const auto cheapest = blocks == all ? espalier::WeightFormat8::dense8 : espalier::WeightFormat8::block1x4;
+        // A matrix unit is worth many zeros.
+        const bool dense = blocks == all || (tile_columns > 4 && blocks == all / 5);
+        const auto cheapest = dense ? espalier::WeightFormat8::dense8 : espalier::WeightFormat8::block1x4;
         CHECK(found[0].format == cheapest, blocks, " of ", all, " blocks");
       }
     }

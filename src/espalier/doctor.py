@@ -266,6 +266,10 @@ def findings(processor: Cpu, limits: Limits, engine: Engine) -> list[Finding]:
                 "slow", f"{_ENGINE_VARIABLE}={engine.cap} caps the kernels at {engine.isa}", f"unset {_ENGINE_VARIABLE}"
             )
         )
+    if engine.available and "amx_int8" in processor.flags and "amx_int8" not in engine.detected:
+        what = "this CPU has AMX, but the system does not let this process use its tile registers"
+        remedy = "use Linux 5.16 or later, and let the sandbox (seccomp) pass arch_prctl; AVX-512 does the work so far"
+        found.append(Finding("slow", what, remedy))
     if limits.quota is not None and limits.quota < limits.affinity:
         remedy = "raise the container's CPU limit; more threads than the quota only wait for each other"
         found.append(

@@ -7,23 +7,14 @@
 constexpr int kOffsetUnit = offset_unit(V::lanes);
 static_assert(NB * kFeatureBlock % kOffsetUnit == 0);
 
+#include "kernels/linear8/tiles.inl"
+
 // -zero * (sum of the row's weights), so that the sum of q w becomes that of (q - zero) w.
 template <int R>
-inline void start_sums(I (&acc)[R], const PackedWeight8& w, int row, const float* zeros) {
+inline void start_sums(I (&acc)[R], const PackedWeight8& w, int row, const std::uint8_t* x) {
+  const float* zeros = zeros_of(x, w.columns);
   const I sum = I::splat(w.sums[row]);
   UNROLL for (int r = 0; r < R; ++r) acc[r] = I::zero() - sum * to_int(V::load(zeros + r * V::lanes));
-}
-
-template <int R>
-inline void finish_row(const I (&acc)[R], const PackedWeight8& w, int row, const float* scales, float* y,
-                       const Epilogue& e) {
-  const V scale = V::broadcast(w.scales + row);
-  const V bias = e.bias == nullptr ? V::zero() : V::broadcast(e.bias + row);
-  UNROLL for (int r = 0; r < R; ++r) {
-    V sum = to_float(acc[r]) * V::load(scales + r * V::lanes) * scale + bias;
-    if (e.residual != nullptr) sum = sum + V::load(e.residual + static_cast<long>(row) * NB + r * V::lanes);
-    sum.store(y + r * V::lanes);
-  }
 }
 
 // A pair of blocks at a time: summed in 16 bits where that is how the set multiplies, otherwise to two sets of
@@ -52,6 +43,21 @@ inline void add_blocks(I (&acc)[R], const PackedWeight8& w, int row, const std::
   UNROLL for (int r = 0; r < R; ++r) acc[r] = acc[r] + other[r];
 }
 
+// Row `row` to y, from sums that lack what the blocks add.
+template <int R>
+inline void finish_row(I (&acc)[R], const PackedWeight8& w, int row, const std::uint8_t* x, float* y,
+                       const Epilogue& e) {
+  add_blocks(acc, w, row, x);
+  const float* scales = scales_of(x, w.columns);
+  const V scale = V::broadcast(w.scales + row);
+  const V bias = e.bias == nullptr ? V::zero() : V::broadcast(e.bias + row);
+  UNROLL for (int r = 0; r < R; ++r) {
+    V sum = to_float(acc[r]) * V::load(scales + r * V::lanes) * scale + bias;
+    if (e.residual != nullptr) sum = sum + V::load(e.residual + static_cast<long>(row) * NB + r * V::lanes);
+    sum.store(y + r * V::lanes);
+  }
+}
+
 // Q neighbouring rows over all inputs.
 template <int R, int Q>
 inline void add_dense(I (&acc)[Q][R], const PackedWeight8& w, int row, const std::uint8_t* x) {
@@ -68,40 +74,64 @@ inline void add_dense(I (&acc)[Q][R], const PackedWeight8& w, int row, const std
   }
 }
 
-// Q rows from `row` on, to y.
-template <int R, int Q>
-inline void linear8_rows(const PackedWeight8& w, int row, const std::uint8_t* x, float* y, const Epilogue& e) {
-  const float *scales = scales_of(x, w.columns), *zeros = zeros_of(x, w.columns);
-  I acc[Q][R];
-  UNROLL for (int q = 0; q < Q; ++q) start_sums(acc[q], w, row + q, zeros);
-  if (w.format == WeightFormat8::dense8) add_dense<R, Q>(acc, w, row, x);
-  UNROLL for (int q = 0; q < Q; ++q) {
-    add_blocks(acc[q], w, row + q, x);
-    finish_row(acc[q], w, row + q, scales, y + q * NB, e);
+// Rows [begin, end) to y, within kRowStep rows from a multiple of it.
+template <int R>
+inline void sparse_rows(const PackedWeight8& w, const std::uint8_t* x, int begin, int end, float* y,
+                        const Epilogue& e) {
+  for (int row = begin; row < end; ++row, y += NB) {
+    I acc[R];
+    start_sums(acc, w, row, x);
+    finish_row(acc, w, row, x, y, e);
+  }
+}
+
+template <int R>
+inline void dense_rows(const PackedWeight8& w, const std::uint8_t* x, int begin, int end, float* y, const Epilogue& e) {
+  for (int row = begin; row < end; row += kDenseRows) {
+    I acc[kDenseRows][R];
+    UNROLL for (int q = 0; q < kDenseRows; ++q) start_sums(acc[q], w, row + q, x);
+    add_dense<R, kDenseRows>(acc, w, row, x);
+    UNROLL for (int q = 0; q < kDenseRows; ++q, y += NB) finish_row(acc[q], w, row + q, x, y, e);
+  }
+}
+
+template <int R>
+inline void tile_rows(const PackedWeight8& w, const std::uint8_t* x, int begin, int end, float* y, const Epilogue& e) {
+  alignas(64) std::int32_t sums[kTileRows * NB];
+  for (int row = begin; row < end; ++row, y += NB) {
+    const int within = row % kTileRows;
+    if (row == begin || within == 0) tile_sums<R>(w, row - within, x, sums);
+    I acc[R];
+    start_sums(acc, w, row, x);
+    UNROLL for (int r = 0; r < R; ++r) acc[r] =
+        acc[r] + I::load(reinterpret_cast<const std::uint8_t*>(sums + within * NB + r * V::lanes));
+    finish_row(acc, w, row, x, y, e);
   }
 }
 
 template <int R>
 void linear8_panel(const PackedWeight8& w, const std::uint8_t* x, float* y, int first_row, int last_row,
                    const Epilogue& e) {
-  constexpr int kActRows = 32;  // what follows the sums happens while these rows are still in the L1 cache
-  alignas(64) float unquantized[kActRows * NB];
+  alignas(64) float unquantized[kRowStep * NB];
   std::uint8_t* bytes = reinterpret_cast<std::uint8_t*>(y);
   V scale[R], zero[R];
   fixed_parameters(e.quantization != nullptr ? *e.quantization : Quantization{}, scale, zero);
   const int rounded = (last_row + kRowBlock - 1) / kRowBlock * kRowBlock;
-  for (int begin = first_row; begin < rounded; begin += kActRows) {
-    const int end = begin + kActRows < rounded ? begin + kActRows : rounded;
+  take_tiles(w);
+  // What follows the sums happens while these rows are still in the L1 cache.
+  for (int begin = first_row, end; begin < rounded; begin = end) {
+    end = (begin / kRowStep + 1) * kRowStep < rounded ? (begin / kRowStep + 1) * kRowStep : rounded;
     float* out = e.quantization != nullptr ? unquantized : y + static_cast<long>(begin) * NB;
-    if (w.format == WeightFormat8::dense8)
-      for (int row = begin; row < end; row += kDenseRows)
-        linear8_rows<R, kDenseRows>(w, row, x, out + static_cast<long>(row - begin) * NB, e);
+    if (w.format != WeightFormat8::dense8)
+      sparse_rows<R>(w, x, begin, end, out, e);
+    else if constexpr (I::tiles)
+      tile_rows<R>(w, x, begin, end, out, e);
     else
-      for (int row = begin; row < end; ++row)
-        linear8_rows<R, 1>(w, row, x, out + static_cast<long>(row - begin) * NB, e);
+      dense_rows<R>(w, x, begin, end, out, e);
     if (e.act != Unary::identity) unary_panel(e.act, out, out, end - begin, R);
     if (e.quantization != nullptr) quantize_rows(out, bytes + static_cast<long>(begin) * NB, end - begin, scale, zero);
   }
+  release_tiles(w);
   if (e.quantization != nullptr && last_row == w.rows) store_parameters(bytes, w.rows, scale, zero);
 }
 

@@ -20,6 +20,7 @@ inline std::int32_t wrapping_add(std::int32_t a, std::int32_t b) {
 template <class Products>
 struct Sums16 {
   static constexpr bool sums_16_bit = true;
+  static constexpr bool tiles = false;
   static std::int32_t apply(std::int32_t acc, std::uint32_t x, std::uint32_t w) {
     for (int i = 0; i < 4; i += 2) acc = wrapping_add(acc, Products::pair(x, w, i));
     return acc;
@@ -54,6 +55,7 @@ struct Smull : Sums16<Smull> {
 template <class Products>
 struct Sums32 {
   static constexpr bool sums_16_bit = false;
+  static constexpr bool tiles = false;
   static std::int32_t apply(std::int32_t acc, std::uint32_t x, std::uint32_t w) {
     for (int i = 0; i < 4; ++i) acc = wrapping_add(acc, Products::activation(x, i) * signed_byte(w, i));
     return acc;
@@ -64,10 +66,15 @@ struct Sums32 {
   }
 };
 
-// x86 vpdpbusd, of AVX-VNNI, AVX-512-VNNI and, over tiles, AMX.
+// x86 vpdpbusd, of AVX-VNNI and AVX-512-VNNI.
 struct Dpbusd : Sums32<Dpbusd> {
   static constexpr bool signed_bytes = false;
   static std::int32_t activation(std::uint32_t x, int i) { return unsigned_byte(x, i); }
+};
+
+// The same where tiles.h multiplies whole tiles.
+struct DpbusdAndTiles : Dpbusd {
+  static constexpr bool tiles = true;
 };
 
 // aarch64 sdot.

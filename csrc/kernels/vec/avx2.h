@@ -43,6 +43,7 @@ struct I {
   }
   void store(std::uint8_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), r); }
   static constexpr bool signed_bytes = false;
+  static constexpr bool tiles = false;
 #if defined(__AVXVNNI__)
   static constexpr bool sums_16_bit = false;
 #else

@@ -1,5 +1,5 @@
-// Sixteen floats or integers in a ZMM register. Included only by kernels/x86_avx512.cc and x86_avx512_vnni.cc, inside
-// their anonymous namespaces.
+// Sixteen floats or integers in a ZMM register. Included only by kernels/x86_avx512*.cc, inside their anonymous
+// namespaces.
 struct V {
   __m512 r;
   static constexpr int lanes = 16;
@@ -43,6 +43,11 @@ struct I {
   }
   void store(std::uint8_t* p) const { _mm512_storeu_si512(p, r); }
   static constexpr bool signed_bytes = false;
+#if defined(__AMX_INT8__)
+  static constexpr bool tiles = true;
+#else
+  static constexpr bool tiles = false;
+#endif
 #if defined(__AVX512VNNI__)
   static constexpr bool sums_16_bit = false;
 #else

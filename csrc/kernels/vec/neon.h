@@ -40,6 +40,7 @@ struct I {
   }
   void store(std::uint8_t* p) const { vst1q_u8(p, vreinterpretq_u8_s32(r)); }
   static constexpr bool signed_bytes = true;  // there is no product of unsigned and signed bytes
+  static constexpr bool tiles = false;
 #if defined(__ARM_FEATURE_DOTPROD)
   static constexpr bool sums_16_bit = false;
 #else

@@ -71,6 +71,7 @@ struct I {
   std::int32_t r[LANES];
   static constexpr bool sums_16_bit = Dot::sums_16_bit;
   static constexpr bool signed_bytes = Dot::signed_bytes;
+  static constexpr bool tiles = Dot::tiles;
   static I load(const std::uint8_t* p) {
     I out;
     __builtin_memcpy(out.r, p, sizeof out.r);
