@@ -98,6 +98,18 @@ def test_a_failure_leaves_the_old_output(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_replacement_is_on_the_disc_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for name in ("fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *a, name=name, real=real: (done.append(name), real(*a))[1])
+    with replacing(tmp_path / "out") as target:
+        target.write_text("new")
+    assert done == ["fsync", "replace"]
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_arrays_keep_their_names_and_the_file_its_own(tmp_path: Path) -> None:
     arrays = {"file": np.arange(3), "arr_0": np.zeros(()), "layer/norm:0": np.ones((2, 2), np.float16)}
     files.write_arrays(tmp_path / "plain", arrays)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import mmap
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from espalier.compiler.matrices import SparseConstant, SparseIntegers
 from espalier.errors import GraphError, ModelFormatError, ModelNotFoundError
+from espalier.files import replacing
 from espalier.hf.safetensors import MAX_HEADER
 from espalier.ir.graph import Graph, Node, TensorType
 from espalier.ir.stored import ScaledTable, StoredMatrix
@@ -198,22 +198,11 @@ def _write(path: Path, description: str, tensors: dict[str, np.ndarray]) -> Path
     header = json.dumps({"__metadata__": metadata, **entries}, separators=(",", ":")).encode()
     header += b" " * (-(len(header) + 8) % _ALIGNMENT)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(len(header).to_bytes(8, "little"))
-            file.write(header)
-            for name in order:
-                file.write(_bytes(tensors[name]))
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for name in order:
+            file.write(_bytes(tensors[name]))
     return path
 
 

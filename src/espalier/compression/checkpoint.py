@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from espalier.errors import CheckpointError
+from espalier.files import replacing
 
 VERSION = 1
 _NAME = re.compile(r"step-(\d{8})\.pt")
@@ -34,19 +33,12 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """
     target = path_of(folder, step)
     before = find_latest(folder)
-    temporary: str | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=folder)
-        with os.fdopen(handle, "wb") as file:
+        with replacing(target) as temporary, temporary.open("wb") as file:
             torch.save({"version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
     except (OSError, RuntimeError) as error:
         # torch.save reports a full disc as a RuntimeError of its own.
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         kept = f"the last one is {before}" if before else "there is no earlier one"
         raise CheckpointError(
             f"cannot write the checkpoint {target}: {_reason(error)}; {kept}. Make room or choose another folder, then "

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from espalier.errors import ModelFormatError, ModelNotFoundError
+from espalier.files import replacing
 from espalier.ir.graph import Graph
 
 VERSION = "1"
@@ -49,14 +50,15 @@ class Calibration:
         return {name: layer.scale for name, layer in self.layers.items() if layer.precision == "fp8"}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file."""
+        """Write the file, whole or not at all."""
         content = {
             "espalier.fp8": VERSION,
             "model": self.fingerprint,
             "tokens": self.tokens,
             "layers": {name: asdict(layer) for name, layer in self.layers.items()},
         }
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
