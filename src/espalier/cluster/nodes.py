@@ -21,7 +21,7 @@ _START_S = 120
 
 
 def start(host: str, port: int) -> str:
-    """Make this machine the head of a new cluster; returns the address to join at. Raises EngineError."""
+    """Make this machine the head of a new cluster; returns the address to join at. Raises EngineError, ConfigError."""
     address = _join(host, port)
     _new_token()
     head = ["--head", "--port", str(port), "--include-dashboard", "false"]
@@ -98,7 +98,7 @@ def _run(command: list[str], environment: Mapping[str, str]) -> str:
 
 
 def _token_file() -> Path:
-    return settings.STATE / "token"
+    return settings.state() / "token"
 
 
 def _new_token() -> None:
@@ -107,10 +107,9 @@ def _new_token() -> None:
 
 
 def _write_token(token: str) -> None:
-    settings.STATE.mkdir(parents=True, exist_ok=True)
-    settings.STATE.chmod(0o700)
-    _token_file().touch(0o600)
-    _token_file().write_text(token, encoding="utf-8")
+    file = _token_file()
+    file.touch(0o600)
+    file.write_text(token, encoding="utf-8")
 
 
 def _join(host: str, port: int) -> str:

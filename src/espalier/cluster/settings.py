@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import stat
 from pathlib import Path
 
-from espalier.errors import MissingDependencyError
+from espalier.errors import ConfigError, MissingDependencyError
 
 PORT, HTTP_PORT = 6379, 8000
 RESOURCE = "espalier"
 """What a machine of ours offers Ray: one, for its one engine."""
 APPLICATION = "espalier"
-STATE = Path("/tmp/espalier-ray")
+STATE = Path(f"/tmp/espalier-{os.getuid()}")
+"""What a machine keeps of its cluster, its token too: this user's alone, see :func:`state`."""
 HAPROXY = STATE / "ha"
-"""Ray gives every node a folder of its own in it. Short, because a socket's path may not be long."""
+"""Ray gives every node a folder of its own in it. Short, because a socket's path has 107 bytes at most."""
 SOCKET = "admin.sock"
 BODY_BYTES = 1 << 20
 """Largest body in a cluster: HAProxy keeps a request's whole body until it is answered, to send it to another node."""
@@ -24,17 +28,40 @@ SLOWEST_S = 30
 def environment(ip: str) -> dict[str, str]:
     """The variables under which ``ray start`` runs on a node with this address.
 
-    Raises MissingDependencyError without HAProxy.
+    Raises MissingDependencyError without HAProxy, and as :func:`state`.
     """
     haproxy = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
     if haproxy is None:
+def state() -> Path:
+    """:data:`STATE`, made if it is not there. Raises ConfigError when others could read or write what is in it.
+
+    Anybody may put a folder into ``/tmp`` before we do.
+    """
+    with contextlib.suppress(FileExistsError):
+        STATE.mkdir(mode=0o700)
+    found = STATE.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no folder"
+        raise ConfigError(
+            f"{STATE} holds the cluster's token, so it must be a folder of this user (uid {os.getuid()}); it is {kind}, "
+            f"of uid {found.st_uid}: have it removed, then try again"
+        )
+    if found.st_mode & 0o077:
+        raise ConfigError(
+            f"{STATE} holds the cluster's token, and other users can open it (mode {stat.S_IMODE(found.st_mode):o}, "
+            f"expected 700): run chmod 700 {STATE}, and start anew with another token if somebody may have read it"
+        )
+    return STATE
+
+
         raise MissingDependencyError(
             "a cluster needs HAProxy 2.6 or newer on every machine; run: apt-get install haproxy"
         )
     return {
         # The head comes back with what it knew.
+    folder = state()
         "RAY_gcs_storage": "rocksdb",
-        "RAY_gcs_storage_path": str(STATE / "gcs" / ip.replace(":", "-")),
+        "RAY_gcs_storage_path": str(folder / "gcs" / ip.replace(":", "-")),
         # A node is dead after 4 misses of half a second.
         "RAY_health_check_initial_delay_ms": "2000",
         "RAY_health_check_period_ms": "500",
@@ -43,7 +70,7 @@ def environment(ip: str) -> dict[str, str]:
         # Workers outlive a head that is away for ten minutes; by default they end after one.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(STATE / "token"),
+        "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": haproxy,
