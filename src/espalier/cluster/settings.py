@@ -25,13 +25,6 @@ SLOWEST_S = 30
 """No legal request takes longer; what takes longer is sent to another node."""
 
 
-def environment(ip: str) -> dict[str, str]:
-    """The variables under which ``ray start`` runs on a node with this address.
-
-    Raises MissingDependencyError without HAProxy, and as :func:`state`.
-    """
-    haproxy = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
-    if haproxy is None:
 def state() -> Path:
     """:data:`STATE`, made if it is not there. Raises ConfigError when others could read or write what is in it.
 
@@ -43,8 +36,8 @@ def state() -> Path:
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no folder"
         raise ConfigError(
-            f"{STATE} holds the cluster's token, so it must be a folder of this user (uid {os.getuid()}); it is {kind}, "
-            f"of uid {found.st_uid}: have it removed, then try again"
+            f"{STATE} holds the cluster's token, so it must be a folder of this user (uid {os.getuid()}); it is "
+            f"{kind}, of uid {found.st_uid}: have it removed, then try again"
         )
     if found.st_mode & 0o077:
         raise ConfigError(
@@ -54,12 +47,19 @@ def state() -> Path:
     return STATE
 
 
+def environment(ip: str) -> dict[str, str]:
+    """The variables under which ``ray start`` runs on a node with this address.
+
+    Raises MissingDependencyError without HAProxy, and as :func:`state`.
+    """
+    folder = state()
+    haproxy = shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
+    if haproxy is None:
         raise MissingDependencyError(
             "a cluster needs HAProxy 2.6 or newer on every machine; run: apt-get install haproxy"
         )
     return {
         # The head comes back with what it knew.
-    folder = state()
         "RAY_gcs_storage": "rocksdb",
         "RAY_gcs_storage_path": str(folder / "gcs" / ip.replace(":", "-")),
         # A node is dead after 4 misses of half a second.
