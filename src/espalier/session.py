@@ -116,6 +116,8 @@ def calibrate(
 
     Raises what :func:`load` and :meth:`Session.run` raise.
     """
+    if not LoadSettings(device=device).is_gpu:
+        raise InputError(f"scales are learnt in PyTorch: pass device='torch-cpu' or 'cuda'; got {device!r}")
     session = load(model, device=device, precision="fp32", tune=False)
     from espalier.gpu.calibration import MAX_ERROR, learn
     from espalier.gpu.program import GpuProgram

@@ -73,6 +73,14 @@ def test_a_failure_gives_its_lanes_back(bad: int) -> None:
     assert list(device.lanes.run_all([4, 5, 6])) == [16, 25, 36]
 
 
+def test_failures_one_after_another_give_every_lane_back() -> None:
+    device = Device(3)
+    with pytest.raises(RuntimeError):
+        list(device.lanes.run_all([13, 13, 13]))
+    assert list(device.lanes.run_all(range(6))) == [n * n for n in range(6)]
+    assert device.most == 3
+
+
 def test_a_caller_who_stops_reading_gives_its_lanes_back() -> None:
     device = Device(2)
     results = device.lanes.run_all(range(5))

@@ -247,6 +247,32 @@ def test_8_bit_layers(weight: Any, activations: str, x_type: Any, zeros: bool) -
     assert layer.type == ("int8" if activations == "static" else "int8 per token")
 
 
+def test_nothing_is_copied_to_the_device_within_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    t = Tiny()
+    scale, zero = t.graph.add_constant("s", np.float32(0.02)), t.graph.add_constant("z", np.int8(7))
+    x = t.node("FakeQuantize", [t.embedded(), scale, zero], ("batch", "seq", 32))
+    inputs = [x, t.integers(24, 32), t.graph.add_constant("w", np.float32(0.01)), "", t.constant(24), scale, zero]
+    graph = t.done(t.node("QLinear", inputs, ("batch", "seq", 24), activations="static"))
+    program = program_of(graph)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a CUDA graph cannot hold a copy from memory of the host that is not pinned")
+
+    def capture(work: Callable[[], None], *_: Any) -> Callable[[], None]:
+        def captured() -> None:
+            with monkeypatch.context() as patch:
+                for owner, name in ((torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "new_tensor")):
+                    patch.setattr(owner, name, refuse)
+                work()
+
+        return captured
+
+    monkeypatch.setattr(program.runtime, "capture", capture)
+    check(graph, program, feeds(3, 11, "right"))
+
+
 def calibrated(graph: Graph, **precisions: str) -> Calibration:
     """Generous scales for every layer that takes FP8."""
     layers = {
@@ -395,6 +421,13 @@ def test_calibration_from_data_to_a_session(folder: Path, tmp_path: Path) -> Non
         assert 1e-4 < difference < session.tolerance
     strict = espalier.calibrate(folder, [model_feeds()], tmp_path / "strict.json", max_error=1e-6)
     assert Calibration.load(strict).scales == {}
+
+
+def test_scales_are_not_learnt_in_the_engine(folder: Path, tmp_path: Path) -> None:
+    import espalier
+
+    with pytest.raises(InputError, match="device='torch-cpu' or 'cuda'; got 'cpu'"):
+        espalier.calibrate(folder, [], tmp_path / "scales.json", device="cpu")
 
 
 def test_a_calibration_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from espalier.mlperf.engines import EngineSettings, Espalier
 from espalier.mlperf.features import Samples
 from espalier.mlperf.library import PairsLibrary, SquadLibrary, read_library
 from espalier.mlperf.rounds import ROUNDS
+from espalier.mlperf.run import Settings
 from espalier.mlperf.search import find_rate
 from espalier.mlperf.watch import ClockWatch, Energy
 
@@ -279,3 +280,16 @@ def test_the_engine_warms_up_for_the_samples_to_come(monkeypatch: pytest.MonkeyP
     engine.warm_up([Feature(np.ones(n, np.int32), np.zeros(n, np.int8), {}) for n in range(1, 9)])
     assert session.warmed == list(range(1, 9))
     assert engine._pipeline.ran == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": "onnxruntime", "load": LoadSettings(device="torch-cpu")}, "leave out device 'torch-cpu'"),
+        ({"network": ("10.0.0.2:8010",), "load": LoadSettings(device="cuda")}, "give it to espalier mlperf node"),
+        ({"network": ("10.0.0.2:8010",), "engine": "onnxruntime"}, "onnxruntime cannot be measured over the network"),
+    ],
+)
+def test_settings_that_would_be_left_out_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Settings(benchmark="bert-99", data=Path(), out=Path(), **options)

@@ -47,6 +47,8 @@ def test_fp8_by_a_calibration(
             error = np.abs(vectors(other) - exact).max()
             assert error < LoadSettings(device="torch-cpu", calibration=calibration).tolerance
             assert (error > 1e-4) == (load.calibration is not None)
+            (about,) = other.get("/status")[1]["models"]
+            assert about["native_layers"] == about["layers"] > 0
             types = {layer.type for layer in other.server.service.models.get("embedder").session.report().layers}
             assert ("fp8" in types) == (load.calibration is not None)
 

@@ -15,7 +15,7 @@ import torch
 from espalier.gpu.batches import DeviceBatch
 from espalier.gpu.form import Form, Result, emit
 from espalier.gpu.kernels.eager import EagerKernels, normalise
-from espalier.gpu.weights import Weight, dequantize_int8, quantize_int8
+from espalier.gpu.weights import Weight, dequantize_int8, quantize_int8, scalars
 
 Observer = Callable[[str, torch.Tensor], None]
 """Told the name of every weight and what it is about to be multiplied by, for calibration."""
@@ -334,7 +334,7 @@ class FakeQuantize(Simple):
 
     def value(self, x: torch.Tensor, state: State) -> torch.Tensor:
         """In PyTorch."""
-        scale, zero = x.new_tensor(self.scale, dtype=torch.float32), torch.tensor(self.zero, device=x.device)
+        scale, zero = scalars(self.scale, self.zero, x.device)
         quantized = quantize_int8(x.float(), scale, zero, signed=self.signed)
         return dequantize_int8(quantized, scale, zero, signed=self.signed)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -81,8 +82,10 @@ class Lanes(Generic[T, R]):
             while pending:
                 yield pending.popleft().result()
         finally:
+            # Every lane must come free again; what went wrong first is what the caller hears.
             while pending:
-                pending.popleft().result()
+                with suppress(Exception):
+                    pending.popleft().result()
 
     def _take(self, *, wait: bool) -> T | None:
         try:

@@ -136,13 +136,22 @@ class Int8(Weight):
     def _quantize(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Signed integers of ``x``, and their scale and zero point, of the tensor or ``[rows, 1]``."""
         if self.x_scale is not None and self.x_zero is not None:
-            scale, zero = x.new_tensor(self.x_scale), torch.tensor(self.x_zero, dtype=torch.int32, device=x.device)
+            scale, zero = scalars(self.x_scale, self.x_zero, x.device)
             return quantize_int8(x, scale, zero, signed=self.signed), scale, zero if self.signed else zero - 128
         low, high = x.amin(dim=1, keepdim=True).clamp(max=0), x.amax(dim=1, keepdim=True).clamp(min=0)
         scale = (high - low) / 255
         scale = torch.where(scale == 0, 1.0, torch.where(scale.isfinite(), scale, float("nan")))
         zero = (-low / scale).round().nan_to_num(0).clamp(0, 255).to(torch.int32)
         return quantize_int8(x, scale, zero, signed=False), scale, zero - 128
+
+
+def scalars(scale: float, zero: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """A scale (float32) and a zero point (int32) on a device, filled in there: a capture allows no copy from the host.
+
+    Tensors, because PyTorch multiplies by the inverse of a number on the host, which rounds otherwise.
+    """
+    zeros = torch.full((), zero, dtype=torch.int32, device=device)
+    return torch.full((), scale, dtype=torch.float32, device=device), zeros
 
 
 def quantize_int8(x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, *, signed: bool) -> torch.Tensor:

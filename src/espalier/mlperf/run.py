@@ -27,8 +27,6 @@ from espalier.mlperf.rounds import find_round
 from espalier.mlperf.search import find_rate
 from espalier.mlperf.worker import PROBE, REPORT, Job
 
-QUICK_S = 60.0
-"""Seconds of a performance run with ``quick``."""
 FASTEST = 150_000.0
 """Queries per second at most: what LoadGen and callbacks in Python can do. LoadGen generates queries beforehand, for as
 many as the engine is said to answer."""
@@ -74,6 +72,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.load.is_gpu and self.engine != "espalier":
             raise InputError(f"the engine {self.engine} runs on the CPU here; leave out device {self.load.device!r}")
+        if self.network and self.engine != "espalier":
+            raise InputError(f"nodes run the engine espalier; {self.engine} cannot be measured over the network")
         if self.load.is_gpu and self.network:
             raise InputError(
                 f"nodes run the model, each where it was told to: leave out device {self.load.device!r} here, and give "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import espalier
+from espalier._session.report import FOREIGN
 from espalier.errors import ForbiddenError, SchedulerClosedError, UnknownModelError
 from espalier.serve.config import ServerConfig
 from espalier.serve.dispatch import Dispatcher, Options
@@ -117,7 +118,7 @@ class Service:
             "threads": model.session.threads,
             "tokens_per_s": self.dispatcher.tokens_per_second(model),
             "layers": sum(layer.count for layer in layers),
-            "native_layers": sum(layer.count for layer in layers if layer.where == "native"),
+            "native_layers": sum(layer.count for layer in layers if layer.where != FOREIGN),
         }
 
     async def _load(self, name: str, path: Path) -> Model:
