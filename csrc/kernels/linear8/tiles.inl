@@ -21,6 +21,7 @@ struct alignas(64) TileConfiguration {
   std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
   std::uint8_t rows[16] = {kUnitRows, kUnitRows, kUnitRows, kUnitRows, kUnitRows, kUnitRows, kUnitRows, kUnitRows};
 };
+static_assert(sizeof(TileConfiguration) == 64);
 constexpr TileConfiguration kFullTiles;
 
 // A thread has tiles for the length of a call: otherwise the system would save eight kilobytes whenever it switches.
