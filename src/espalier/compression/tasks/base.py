@@ -32,6 +32,9 @@ from espalier.data.tabular import SUFFIXES
 from espalier.errors import ConfigError, DataError, InputError
 from espalier.hf.encoders import FAMILIES
 
+_ON_CPU, _ELSEWHERE = 2048, 12288
+"""Tokens of a batch that is only run forward: on a CPU they should stay in its caches, which is a quarter faster."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
@@ -248,7 +251,7 @@ class EncoderTask(Task):
     def task_loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The loss of the labels, from outputs computed already. Raises ConfigError when the task has none."""
 
-    def predict(self, model: nn.Module, features: Sequence[Feature], budget: int) -> list[tuple[np.ndarray, Outputs]]:
+    def predict(self, model: nn.Module, features: Sequence[Feature]) -> list[tuple[np.ndarray, Outputs]]:
         """Outputs for all features, batch by batch with the rows they belong to; evaluation mode, on the CPU."""
         lengths = np.array([len(feature.ids) for feature in features], np.int64)
         device = next(model.parameters()).device
@@ -257,7 +260,7 @@ class EncoderTask(Task):
         found: list[tuple[np.ndarray, Outputs]] = []
         try:
             with torch.inference_mode():
-                for rows in fixed_order(lengths, budget):
+                for rows in fixed_order(lengths, _ON_CPU if device.type == "cpu" else _ELSEWHERE):
                     batch = collate(features, rows, padding_id=self.padding_id).to(device)
                     out = self.outputs(model, batch, Wants())
                     embedding = None if out.embedding is None else out.embedding.cpu()

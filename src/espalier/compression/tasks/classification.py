@@ -17,7 +17,6 @@ from espalier.errors import DataError
 
 _TEXTS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question", "sentence"), ("text",), ("sentence",))
 _LABELS = ("label", "labels", "class")
-_BUDGET = 8192
 
 
 class Classification(EncoderTask):
@@ -96,7 +95,7 @@ class Classification(EncoderTask):
         if not self._evaluation:
             return None
         predicted = np.zeros(len(self._evaluation), np.int64)
-        for rows, out in self.predict(model, self._evaluation, _BUDGET):
+        for rows, out in self.predict(model, self._evaluation):
             predicted[rows] = out.logits["logits"].argmax(-1).numpy()
         wanted = np.array([int(feature.target["label"]) for feature in self._evaluation])
         per_class = [_f1(predicted == c, wanted == c) for c in range(len(self.labels)) if (wanted == c).any()]

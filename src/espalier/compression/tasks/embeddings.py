@@ -21,7 +21,6 @@ from espalier.errors import ConfigError, DataError
 
 _PAIRS = (("sentence1", "sentence2"), ("text1", "text2"), ("sentence_a", "sentence_b"))
 _SCORES = ("score", "similarity_score", "similarity", "label")
-_BUDGET = 8192
 
 
 class Embeddings(EncoderTask):
@@ -106,7 +105,7 @@ class Embeddings(EncoderTask):
     def embed(self, model: nn.Module, features: Sequence[Feature]) -> np.ndarray:
         """float32 ``[features, width]``, of length one."""
         found: np.ndarray | None = None
-        for rows, out in self.predict(model, features, _BUDGET):
+        for rows, out in self.predict(model, features):
             if out.embedding is None:
                 raise ConfigError("the model returned no embedding")
             vectors = nn.functional.normalize(out.embedding, dim=-1).numpy()

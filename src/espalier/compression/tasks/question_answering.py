@@ -14,7 +14,6 @@ from espalier.data import Batch, Feature, Question, Tokens, exact_match, f1, rea
 from espalier.data.metrics import Scores, mean_of
 from espalier.data.question_answering import MAX_LENGTH, Answers, Piece, check_room, cut_pieces
 
-_BUDGET = 12288
 _OUTSIDE = -1e4
 """Score of padding: its probability is exactly 0 in float32, and differences stay finite."""
 
@@ -83,7 +82,7 @@ class QuestionAnswering(EncoderTask):
     def answer(self, model: nn.Module) -> list[str]:
         """The best-scoring span of each evaluation question over its pieces."""
         answers = Answers(self._questions)
-        for rows, out in self.predict(model, [piece.feature for piece in self._pieces], _BUDGET):
+        for rows, out in self.predict(model, [piece.feature for piece in self._pieces]):
             starts, ends = out.logits["start"].numpy(), out.logits["end"].numpy()
             for i, row in enumerate(rows):
                 answers.add(self._pieces[row], starts[i], ends[i])

@@ -19,7 +19,6 @@ from espalier.errors import DataError
 _WORDS = ("tokens", "words")
 _TAGS = ("ner_tags", "tags", "labels", "pos_tags")
 _CONLL = (".conll", ".bio", ".iob", ".txt")
-_BUDGET = 8192
 _NOTHING = "O"
 
 Sentence = tuple[str, list[str], list[str]]
@@ -116,7 +115,7 @@ class TokenClassification(EncoderTask):
         counts = np.zeros((len(self._evaluation), 3))
         right = total = 0
         entities = any(label[:2] in ("B-", "I-") for label in self.labels)
-        for rows, out in self.predict(model, self._evaluation, _BUDGET):
+        for rows, out in self.predict(model, self._evaluation):
             best = out.logits["logits"].argmax(-1).numpy()
             for i, row in enumerate(rows):
                 feature, wanted = self._evaluation[row], self._wanted[row]
