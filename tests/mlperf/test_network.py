@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from espalier.data import Feature
 from espalier.errors import ConfigError, DataError, EngineError, InputError
 from espalier.mlperf.features import Samples
+from espalier.mlperf.network import node as network_node
 from espalier.mlperf.network import wire
 from espalier.mlperf.network.node import Node
 from espalier.mlperf.network.qdl import QueryDispatch
@@ -246,3 +247,27 @@ def test_a_node_that_does_not_describe_its_machine(monkeypatch: pytest.MonkeyPat
             QueryDispatch([f"127.0.0.1:{node.port}"], None, SAMPLES, FakeLoadGen())
     finally:
         node.close()
+
+
+def test_a_client_that_does_not_read_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Long:
+        def run(self, features: Sequence[Feature]) -> list[np.ndarray]:
+            return [np.zeros(200_000, np.float32) for _ in features]
+
+    monkeypatch.setattr(network_node, "SEND_SECONDS", 1)
+    node = start(Long())
+    hello = wire.frame(wire.HELLO, wire.MAGIC)
+    with (
+        socket.create_connection(("127.0.0.1", node.port), timeout=20) as deaf,
+        socket.create_connection(("127.0.0.1", node.port), timeout=20) as other,
+    ):
+        deaf.sendall(hello + b"".join(wire.query(i, SAMPLES[0]) for i in range(64)))  # 51 MB of answers
+        other.sendall(hello + wire.query(7, SAMPLES[0]))
+        frames, found = wire.Frames(), []
+        while wire.ANSWER not in found:
+            found += [kind for kind, _ in frames.feed(other.recv(1 << 20))]
+        deadline = time.monotonic() + 20
+        while len(node._connections) > 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(node._connections) == 1  # it has hung up on the other
+    node.close()

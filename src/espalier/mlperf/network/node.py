@@ -7,6 +7,7 @@ import hmac
 import json
 import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ log = logging.getLogger("espalier.mlperf")
 
 _RECEIVE = 1 << 18
 _PROBE_TOKENS = 128
+SEND_SECONDS = 5
+"""How long a client may keep its answers waiting. One that does not read would hold up the answers of all others."""
 
 
 class Node:
@@ -101,6 +104,7 @@ class Node:
             except OSError:
                 return  # closed
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_SECONDS, 0))
             log.info("connection from %s", peer[0])
             self._connections.add(_Connection(self, sock))
 
@@ -126,10 +130,13 @@ class _Connection:
         threading.Thread(target=self._read, name="espalier-node-connection", daemon=True).start()
 
     def send(self, data: bytes) -> None:
-        """Send frames; a client that is gone is not missed."""
+        """Send frames; a client that is gone, or does not read, is not missed."""
         try:
             with self._sending:
                 self._socket.sendall(data)
+        except BlockingIOError:
+            log.warning("a connection was closed: it did not read its answers for %d s", SEND_SECONDS)
+            self.close()
         except OSError:
             self.close()
 
