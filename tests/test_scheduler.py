@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from espalier.errors import DeadlineError, InputError, InputShapeError, QueueFullError, SchedulerClosedError
-from espalier.scheduler import Item, Limits, Queue, Scheduler
+from espalier.scheduler import Item, Limits, Queue, Scheduler, Speed, Turns
 
 
 class Recorder:
@@ -76,7 +76,7 @@ def test_under_a_latency_bound_batches_are_short_and_late_items_step_back() -> N
     queue = Queue(Limits(tokens=10_000, latency=1.0))
     for tag in range(6):
         queue.push(Item(tag, 50, tag), 0.1 * tag)
-    queue.speed[None].add(1000, 1.0)  # 1 ms a token: a quarter of the bound is 250 tokens
+    queue.speed[None].add(1000, 1.0, 1.0)  # 1 ms a token: a quarter of the bound is 250 tokens
     # At 1.0, items 0 and 1 would be answered after 1.0 and 1.1 with 50 ms of work: 0 cannot make it any more.
     assert popped(queue, 1.0) == [1, 2, 3, 4, 5]
     assert popped(queue, 1.3) == [0]
@@ -178,3 +178,13 @@ def test_many_threads_submit_to_many_workers() -> None:
 def test_limits_are_positive(name: str) -> None:
     with pytest.raises(InputError, match=f"{name} must be positive; got 0"):
         Limits(**{name: 0})
+
+
+def test_time_that_another_batch_had_the_engine_is_not_counted_twice() -> None:
+    turns, speed = Turns(), Speed()
+    for start, end, own in ((0.0, 1.0, 1.0), (0.5, 2.0, 1.0), (1.0, 3.0, 1.0), (7.0, 8.0, 1.0)):
+        seconds = turns.seconds(start, end)
+        assert seconds == own
+        speed.add(100, end - start, seconds)
+    assert speed.engine_seconds_per_token == pytest.approx(0.01)
+    assert speed.seconds_per_token > 0.012

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 OUTPUTS_PARAMETERS = {"binary_data": True}
+REFUSED = (429, 503)
+TIMEOUT_S = 100.0
 Send = Callable[[int], Awaitable[int]]
 """Sends sample ``i`` and returns the HTTP status, or its counterpart."""
 
 
+class Answer(NamedTuple):
+    """When it came, by ``time.perf_counter``, how many seconds it took, and its status; 0 for none."""
+
+    at: float
+    seconds: float
+    status: int
+
+
 @dataclass
 class Tally:
-    """What became of requests: ``done`` and ``refused`` hold seconds from start to answer, ``at`` when answers came."""
+    """What became of requests."""
 
-    done: list[float] = field(default_factory=list)
-    refused: list[float] = field(default_factory=list)
-    at: list[float] = field(default_factory=list)
-    failed: int = 0
+    answers: list[Answer] = field(default_factory=list)
 
     async def run(self, send: Send, number: int) -> None:
         """Send one and count what comes."""
@@ -33,32 +42,50 @@ class Tally:
         except (OSError, EOFError):
             status = 0
         now = time.perf_counter()
-        if status == 200:
-            self.done.append(now - start)
-            self.at.append(now)
-        elif status in (429, 503):
-            self.refused.append(now - start)
-        else:
-            self.failed += 1
+        self.answers.append(Answer(now, now - start, status))
+
+    def since(self, start: float) -> Tally:
+        """Those answered from ``start`` on."""
+        return Tally([answer for answer in self.answers if answer.at >= start])
+
+    def seconds(self, *statuses: int) -> np.ndarray:
+        """What answers with one of these statuses took; all of them for none. float64 ``[answers]``."""
+        return np.array([one.seconds for one in self.answers if not statuses or one.status in statuses])
+
+    def codes(self) -> dict[int, int]:
+        """How many answers had each status."""
+        return dict(sorted(Counter(answer.status for answer in self.answers).items()))
 
     def summary(self, seconds: float) -> dict[str, Any]:
         """Answers per second, and percentiles in milliseconds."""
-        found: dict[str, Any] = {"per_s": len(self.done) / seconds, "done": len(self.done), "failed": self.failed}
-        for name, times in (("done", self.done), ("refused", self.refused)):
-            if times:
-                values = np.percentile(np.array(times) * 1e3, (50, 90, 99)).round(3).tolist()
+        done, refused = self.seconds(200), self.seconds(*REFUSED)
+        failed = len(self.answers) - len(done) - len(refused)
+        found: dict[str, Any] = {"per_s": len(done) / seconds, "done": len(done), "failed": failed}
+        for name, times in (("done", done), ("refused", refused)):
+            if len(times):
+                values = np.percentile(times * 1e3, (50, 90, 99)).round(3).tolist()
                 found[f"{name}_ms"] = dict(zip(("p50", "p90", "p99"), values, strict=True))
-        found["refused"] = len(self.refused)
+        found["refused"] = len(refused)
         return found
 
 
 class Http:
-    """Binary requests over keep-alive connections, as many as are ever under way at once."""
+    """Binary requests over keep-alive connections, as many as are ever under way at once.
 
-    def __init__(self, port: int, model: str, samples: Sequence[dict[str, np.ndarray]], output: str) -> None:
+    ``hosts``: addresses of one service. The first is asked; where it hangs up or does not answer, the next.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        model: str,
+        samples: Sequence[dict[str, np.ndarray]],
+        output: str,
+        hosts: Sequence[str] = ("127.0.0.1",),
+    ) -> None:
         self._port = port
         self._requests = [self._encode(model, feeds, output) for feeds in samples]
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._free: dict[str, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = {host: [] for host in hosts}
 
     @staticmethod
     def _encode(model: str, feeds: dict[str, np.ndarray], output: str) -> bytes:
@@ -82,20 +109,41 @@ class Http:
         return "\r\n".join([*lines, "", ""]).encode() + body
 
     async def send(self, number: int) -> int:
-        """Send a sample and read the whole answer."""
-        pair = self._free.pop() if self._free else await asyncio.open_connection("127.0.0.1", self._port)
+        """Send a sample and read the whole answer. Raises OSError, EOFError."""
+        return (await self.ask(number))[0]
+
+    async def ask(self, number: int) -> tuple[int, bytes]:
+        """The status and body of the answer to a sample. Raises the last host's OSError or EOFError."""
+        *first, last = self._free
+        for host in first:
+            with contextlib.suppress(OSError, EOFError):
+                return await self._ask(host, number)
+        return await self._ask(last, number)
+
+    async def _ask(self, host: str, number: int) -> tuple[int, bytes]:
+        free = self._free[host]
+        while free and free[-1][0].at_eof():  # it hung up meanwhile, which says nothing about this request
+            free.pop()[1].close()
+        pair = free.pop() if free else await asyncio.open_connection(host, self._port)
         reader, writer = pair
-        writer.write(self._requests[number % len(self._requests)])
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-        await reader.readexactly(length)
-        self._free.append(pair)
-        return int(head[9:12])
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                writer.write(self._requests[number % len(self._requests)])
+                head = await reader.readuntil(b"\r\n\r\n")
+                lines = head.lower().split(b"\r\n")
+                length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
+                body = await reader.readexactly(length)
+        except BaseException:
+            writer.close()
+            raise
+        free.append(pair)
+        return int(head[9:12]), body
 
     async def close(self) -> None:
         """Close every connection."""
-        for _, writer in self._free:
-            writer.close()
+        for free in self._free.values():
+            for _, writer in free:
+                writer.close()
 
 
 class Grpc:
@@ -130,6 +178,19 @@ class Grpc:
     async def close(self) -> None:
         """Close the channel."""
         await self._channel.close()
+
+
+async def run_all(send: Send, count: int, concurrency: int) -> tuple[Tally, float]:
+    """So many requests, so many of them under way at any time. Returns what became of them, and the seconds."""
+    tally, start = Tally(), time.perf_counter()
+    numbers = iter(range(count))
+
+    async def work() -> None:
+        for number in numbers:
+            await tally.run(send, number)
+
+    await asyncio.gather(*(work() for _ in range(concurrency)))
+    return tally, time.perf_counter() - start
 
 
 async def closed_loop(send: Send, concurrency: int, seconds: float) -> tuple[Tally, float]:

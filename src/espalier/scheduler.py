@@ -71,19 +71,42 @@ class Item:
 
 
 class Speed:
-    """Seconds per token of past batches, the latest and the largest counting most; 0 before the first."""
+    """Seconds per token of past batches, the latest and the largest counting most; 0 before the first.
+
+    ``seconds_per_token``: from a batch's start to its end, which says how late an answer will be.
+    ``engine_seconds_per_token``: of the engine's time, which says how much it can do.
+    """
 
     _KEPT = 0.9
 
     def __init__(self) -> None:
-        self.seconds_per_token = 0.0
-        self._tokens = self._seconds = 0.0
+        self.seconds_per_token = self.engine_seconds_per_token = 0.0
+        self._tokens = self._seconds = self._engine_seconds = 0.0
 
-    def add(self, tokens: int, seconds: float) -> None:
+    def add(self, tokens: int, seconds: float, engine_seconds: float) -> None:
         """Learn from a batch."""
         self._tokens = self._KEPT * self._tokens + tokens
         self._seconds = self._KEPT * self._seconds + seconds
+        self._engine_seconds = self._KEPT * self._engine_seconds + engine_seconds
         self.seconds_per_token = self._seconds / max(self._tokens, 1.0)
+        self.engine_seconds_per_token = self._engine_seconds / max(self._tokens, 1.0)
+
+
+class Turns:
+    """How long each batch had the engine, when several workers begin batches and the engine runs one at a time.
+
+    What a worker waits while another has the engine is the other's time: counted twice, a machine would look half as
+    fast when it is busy as when it is not. Not safe for several threads.
+    """
+
+    def __init__(self) -> None:
+        self._end = 0.0
+
+    def seconds(self, start: float, end: float) -> float:
+        """Of a batch begun at ``start`` and done now, at ``end``, that was not an earlier one's."""
+        begin = max(start, self._end)
+        self._end = end
+        return end - begin
 
 
 class Queue:
@@ -112,7 +135,7 @@ class Queue:
     @property
     def seconds(self) -> float:
         """How long what waits will take, by the speed of past batches."""
-        return sum(count * self.speed[model].seconds_per_token for model, count in self._tokens.items())
+        return sum(count * self.speed[model].engine_seconds_per_token for model, count in self._tokens.items())
 
     def push(self, item: Item, now: float) -> None:
         """Add an item that arrived ``now``."""
@@ -224,6 +247,7 @@ class Scheduler:
         self._run = run
         self._finish = finish
         self._queue = Queue(self.limits)
+        self._turns = Turns()
         self._wake = threading.Condition(threading.Lock())
         self._idle = 0
         self._busy = 0
@@ -282,7 +306,7 @@ class Scheduler:
     def tokens_per_second(self, model: Hashable) -> float | None:
         """A model's speed in past batches, None before the first."""
         speed = self._queue.speed.get(model)
-        return 1 / speed.seconds_per_token if speed is not None and speed.seconds_per_token else None
+        return 1 / speed.engine_seconds_per_token if speed is not None and speed.engine_seconds_per_token else None
 
     def forget(self, model: Hashable) -> None:
         """Drop what is remembered of a model's speed, when it is gone for good."""
@@ -350,7 +374,10 @@ class Scheduler:
             results = self._run(model, [item.payload for item in batch])
         except Exception as error:  # noqa: BLE001 - whatever the engine raises belongs to its items
             return [error] if len(batch) == 1 else [self._results([item])[0] for item in batch]
-        speed = self._queue.speed.get(model)
-        if speed is not None:
-            speed.add(sum(item.tokens for item in batch), time.monotonic() - start)
+        with self._wake:
+            end = time.monotonic()
+            engine_seconds = self._turns.seconds(start, end)
+            speed = self._queue.speed.get(model)
+            if speed is not None:
+                speed.add(sum(item.tokens for item in batch), end - start, engine_seconds)
         return results

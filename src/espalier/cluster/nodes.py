@@ -25,7 +25,7 @@ def start(host: str, port: int) -> str:
     address = _join(host, port)
     _new_token()
     head = ["--head", "--port", str(port), "--include-dashboard", "false"]
-    _ray(["start", *head, *_node_options(host)], host)
+    _ray(["start", *head, "--no-monitor", *_node_options(host)], host)
     return address
 
 
@@ -64,18 +64,23 @@ def members(address: str) -> list[dict[str, Any]]:
 
 def status(address: str, token: str | None) -> dict[str, Any]:
     """Machines with their speeds, queues and versions, and what is odd about them. Raises EngineError."""
-    machines = {node["NodeManagerAddress"]: {"address": node["NodeManagerAddress"]} for node in members(address)}
-    sockets = sorted(settings.HAPROXY.glob(f"*/{settings.SOCKET}"))
-    if sockets:
-        for server, said in asyncio.run(balance.survey(sockets[0], token)):
-            entry = machines.setdefault(server.host, {"address": server.host})
+    up = {node["NodeID"]: node["NodeManagerAddress"] for node in members(address)}
+    machines: dict[str, dict[str, Any]] = {name: {"address": name} for name in up.values()}
+    sockets = {settings.HAPROXY / node / settings.SOCKET: name for node, name in up.items()}
+    here = next((socket for socket in sockets if socket.exists()), None)  # any machine of the cluster has one
+    if here is not None:
+        for server, said in asyncio.run(balance.survey(here, token)):
+            # HAProxy reaches its own machine's engine by loopback.
+            name = sockets[here] if is_loopback(server.host) else server.host
+            entry = machines.setdefault(name, {"address": name})
             entry.update(up=server.up, weight=server.weight, status=said)
     answers = [(name, entry["status"]) for name, entry in machines.items() if entry.get("status")]
     return {"nodes": list(machines.values()), "warnings": balance.warnings(answers)}
 
 
 def _node_options(host: str) -> list[str]:
-    return ["--node-ip-address", host, "--disable-usage-stats", "--resources", json.dumps({settings.RESOURCE: 1})]
+    own = ["--node-ip-address", host, "--resources", json.dumps({settings.RESOURCE: 1})]
+    return [*own, "--include-log-monitor", "false", "--disable-usage-stats"]
 
 
 def _ray(arguments: list[str], host: str) -> str:

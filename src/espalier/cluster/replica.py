@@ -7,7 +7,7 @@ import hashlib
 import io
 import tarfile
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Engine:
 
     async def __init__(self, models: dict[str, str], options: dict[str, Any]) -> None:  # type: ignore[misc]
         self._folder = tempfile.TemporaryDirectory(prefix="espalier-models-")
-        load = LoadSettings(**options["load"])
+        load: LoadSettings = options["load"]
         if load.calibration is not None:
             load = replace(load, calibration=await self._fetch(str(load.calibration), "calibration"))
         parts = {"limits": Limits(**options["limits"]), "load": load}
@@ -121,12 +121,15 @@ def deploy(
         ray.init(address, namespace=settings.APPLICATION, logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, RuntimeError) as error:
         raise EngineError(f"no cluster answers at {address}: {error}") from error
-    serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+    try:
+        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+    except (TimeoutError, ray.exceptions.RayError) as error:
+        raise EngineError(f"HAProxy does not get ready on every machine: {error}; try again") from error
     store = Store.options(name=_STORE, lifetime="detached", get_if_exists=True).remote()  # type: ignore[attr-defined]
     digests = {name: _keep(store, path) for name, path in models.items()}
     if load.calibration is not None:
         load = replace(load, calibration=_keep(store, Path(load.calibration)))
-    options = {**options, "load": asdict(load)}
+    options = {**options, "load": load}
     machines = one_per_machine(None)[0]
     try:
         serve.run(_deployment(machines).bind(digests, options), name=settings.APPLICATION, route_prefix="/")

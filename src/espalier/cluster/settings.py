@@ -67,6 +67,12 @@ def environment(ip: str) -> dict[str, str]:
         "RAY_health_check_period_ms": "500",
         "RAY_health_check_timeout_ms": "500",
         "RAY_health_check_failure_threshold": "4",
+        # A busy machine may take its time to start, and starts nothing ahead of need.
+        "RAY_agent_register_timeout_ms": "120000",
+        "RAY_enable_worker_prestart": "0",
+        # By default engines would run at nice 15, behind everything else on the machine.
+        "RAY_worker_niceness": "0",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         # Workers outlive a head that is away for ten minutes; by default they end after one.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
         "RAY_AUTH_MODE": "token",
@@ -80,7 +86,9 @@ def environment(ip: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(SLOWEST_S),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BODY_BYTES + 64 * 1024),
-        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms",
+        # Ray puts this into every server's line as it is. What a machine that is down still has goes to another at
+        # once; without the second part HAProxy waits for it until the server's timeout.
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms on-marked-down shutdown-sessions",
         "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
         # With weights by measured speed (balance.py) this is the simulation's weighted-connections.
         "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn",
