@@ -256,11 +256,10 @@ def main() -> None:
             cluster.set_speed(node, SPEED)
         cluster.serve(delay=5)
         cluster.wait_ready(1, cluster.nodes)
-        for fault in wanted:
-            for _ in range(2 * arguments.repeats):  # some may not count
-                if len(results.runs(fault)) >= arguments.repeats:
-                    break
-                results.add(fault, run_once(cluster, fault))
+        for _ in range(2 * arguments.repeats):  # some may not count
+            for fault in wanted:
+                if len(results.runs(fault)) < arguments.repeats:
+                    results.add(fault, run_once(cluster, fault))
 
 
 if __name__ == "__main__":

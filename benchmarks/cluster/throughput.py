@@ -35,8 +35,6 @@ BOUND_TOKENS = 1040
 """The bound on latency is the time of so many tokens on the slowest node: MLPerf's 130 ms at 8,000 tokens a second."""
 AHEAD_S = 2.0
 """Offline a node has so many seconds of work under way."""
-STEPS = 5
-"""Of the search for the highest rate: it is found to 1/32 of what the tokens allow."""
 BARS = {"offline": 0.97, "server": 0.95, "utilisation": 0.10, "two": 1.95}
 
 
@@ -95,6 +93,7 @@ class Bench:
         self.cluster = cluster
         self.tokens = lengths(997, arguments.seed)
         self.seed = arguments.seed
+        self.steps = arguments.steps
         self.found: dict[str, Any] = {"stages": {}}
         if self.out.exists() and not arguments.fresh:
             self.found = json.loads(self.out.read_text())
@@ -165,7 +164,7 @@ class Bench:
     async def server(self, groups: list[Group]) -> list[dict[str, Any]]:
         """The highest Poisson rate whose 99th percentile keeps the bound."""
         searches = [Search(group.speed / self.tokens.mean()) for group in groups]
-        for step in range(STEPS):
+        for step in range(self.steps):
             await asyncio.gather(*(self.try_rate(g, s, step) for g, s in zip(groups, searches, strict=True)))
         return [search.best or {"rate": 0.0} for search in searches]
 
@@ -218,6 +217,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--unit", type=float, default=1000.0, help="tokens per second of the slowest node")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each measurement")
+    parser.add_argument("--steps", type=int, default=5, help="of the search for a rate, each halving what is not known")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--fresh", action="store_true")
     arguments = parser.parse_args()

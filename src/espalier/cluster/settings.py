@@ -73,6 +73,9 @@ def environment(ip: str) -> dict[str, str]:
         # By default engines would run at nice 15, behind everything else on the machine.
         "RAY_worker_niceness": "0",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+        # An engine that goes stays until every HAProxy knows; a machine's HAProxy stays while its engine is replaced.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "300",
         # Workers outlive a head that is away for ten minutes; by default they end after one.
         "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
         "RAY_AUTH_MODE": "token",
