@@ -58,6 +58,12 @@ def test_a_rate_is_kept_when_all_are_answered_in_time() -> None:
     assert not throughput.keeps(tally((0.1, 429), *quick), 0.2)
 
 
+def test_any_stretch_of_requests_is_about_the_same_work() -> None:
+    tokens = throughput.alike(1)
+    assert len(tokens) == 61
+    assert np.resize(tokens, 120).mean() == pytest.approx(tokens.mean(), rel=0.02)
+
+
 def test_utilisations_are_compared_with_the_busiest() -> None:
     assert throughput.spread([0.9, 0.81, 0.9]) == pytest.approx(0.1)
 
