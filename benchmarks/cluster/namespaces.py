@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _READY_S = 300.0
 _TRIES = 4
+_RAY_ADDRESS = Path("/tmp/ray/ray_current_cluster")
 
 
 def shell(*command: str, check: bool = True) -> str:
@@ -95,6 +96,8 @@ class Cluster:
 
     def start(self, node: int) -> None:
         """A node joins, or the first one starts the cluster or returns to it."""
+        # Ray's check whether it runs here already would find the other nodes' processes, which share this machine.
+        _RAY_ADDRESS.unlink(missing_ok=True)
         head = ("start", "--host", self.address(1), "--port", str(PORT))
         other = ("join", self.head, "--host", self.address(node))
         _patiently(lambda: self.run(node, "cluster", *(head if node == 1 else other)), lambda: self.end(node))

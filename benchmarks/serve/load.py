@@ -136,7 +136,10 @@ class Http:
         except BaseException:
             writer.close()
             raise
-        free.append(pair)
+        if b"connection: close" in lines:  # HAProxy says so when it is replaced by one with other machines
+            writer.close()
+        else:
+            free.append(pair)
         return int(head[9:12]), body
 
     async def close(self) -> None:

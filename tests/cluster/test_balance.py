@@ -102,6 +102,46 @@ def test_weights_are_set(tmp_path: Path) -> None:
     ]
 
 
+def test_a_server_that_hangs_is_given_up_once_it_gets_no_more() -> None:
+    def servers(*up: bool) -> list[balance.Server]:
+        return [balance.Server("b", f"s{i}", "10.0.0.1", i, 1, alive) for i, alive in enumerate(up)]
+
+    hanging, wait = balance.Hanging(), settings.CONNECT_S
+    assert hanging.find(servers(True, False), 10.0) == []
+    assert hanging.find(servers(True, False), 10.0 + wait / 2) == []  # some may still be being connected
+    assert hanging.find(servers(True, False), 10.0 + wait) == ["b/s1"]
+    assert hanging.find(servers(False, False), 20.0) == []  # told already; the other is down since now
+    assert hanging.find(servers(True, True), 30.0) == []
+    assert hanging.find(servers(False, False), 40.0) == []
+    assert hanging.find(servers(False, False), 40.0 + wait) == ["b/s0", "b/s1"]
+
+
+def test_haproxy_is_told_to_give_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[str] = []
+
+    async def run() -> None:
+        told = asyncio.Event()
+
+        async def haproxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            command = (await reader.readline()).decode().strip()
+            commands.append(command)
+            if command.startswith("show"):
+                writer.write(state(("SERVE_REPLICA_a", 1, 1, 2), ("SERVE_REPLICA_b", 2, 1, 0)).encode())
+            else:
+                told.set()
+            writer.close()
+
+        monkeypatch.setattr(balance, "CONNECT_S", 0.0)
+        proxy = await asyncio.start_unix_server(haproxy, str(tmp_path / "s"))
+        task = asyncio.create_task(balance.keep_giving_up(tmp_path / "s"))
+        await asyncio.wait_for(told.wait(), 10)
+        task.cancel()
+        proxy.close()
+
+    asyncio.run(run())
+    assert commands[:2] == ["show servers state", "shutdown sessions server http-espalier/SERVE_REPLICA_b"]
+
+
 def test_settings_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     with pytest.raises(MissingDependencyError, match="HAProxy"):

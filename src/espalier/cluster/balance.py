@@ -1,4 +1,4 @@
-"""Work by measured speed: every node tells its own HAProxy how fast the others are.
+"""Work by measured speed: every node tells its own HAProxy how fast the others are, and to give up on those that hang.
 
 Once a second a node asks its HAProxy which servers it knows, asks each of those for its speed, and sets the weights in
 proportion. A node that does not answer keeps its weight; whether it is alive is HAProxy's affair.
@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espalier.cluster.settings import CONNECT_S
+
 PERIOD_S = 1.0
+GIVE_UP_PERIOD_S = 0.25
 MOST = 256
 """HAProxy's largest weight."""
 _REPLICA = "SERVE_REPLICA_"  # as Ray names them; its own proxy is there too, as a last resort
@@ -111,6 +115,39 @@ async def keep_balanced(socket: Path, token: str | None) -> None:
         with contextlib.suppress(OSError, TimeoutError):  # HAProxy is being started, or restarted
             await balance(socket, token)
         await asyncio.sleep(PERIOD_S)
+
+
+class Hanging:
+    """Servers that are down, and may still have requests of HAProxy's that they will not answer.
+
+    HAProxy would wait for them until the server's timeout. Told to close them, it sends them to another server, but
+    drops those that are only being connected; these are over after ``CONNECT_S``, and a server that is down gets no
+    more. (That is why ``on-marked-down shutdown-sessions`` does not do: it loses some.)
+    """
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+        self._told: set[str] = set()
+
+    def find(self, servers: Sequence[Server], now: float) -> list[str]:
+        """``BACKEND/SERVER`` of those to give up on now, each once for every time that it goes down."""
+        down = {f"{server.backend}/{server.name}" for server in servers if not server.up}
+        self._since = {path: self._since.get(path, now) for path in down}
+        self._told &= down
+        found = [path for path, since in self._since.items() if now - since >= CONNECT_S and path not in self._told]
+        self._told.update(found)
+        return sorted(found)
+
+
+async def keep_giving_up(socket: Path) -> None:
+    """Take from servers that hang what they have, until cancelled."""
+    hanging = Hanging()
+    while True:
+        with contextlib.suppress(OSError, TimeoutError):  # HAProxy is being started, or restarted
+            servers = read_servers(await ask_haproxy(socket, "show servers state"))
+            for path in hanging.find(servers, time.monotonic()):
+                await ask_haproxy(socket, f"shutdown sessions server {path}")
+        await asyncio.sleep(GIVE_UP_PERIOD_S)
 
 
 def warnings(statuses: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import tarfile
 import tempfile
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ except ImportError as error:
     ) from error
 
 from espalier.cluster import balance, settings
+from espalier.files import replacing
 from espalier.loading import LoadSettings
 from espalier.scheduler import Limits
 from espalier.serve import ServerConfig
@@ -30,6 +32,8 @@ from espalier.serve.service import Service
 
 _DRAIN_S = 60
 _STORE = "models"
+_ON_HEAD = "node:__internal_head__"
+"""A resource that Ray gives the head alone."""
 _MOST_MACHINES = 1000
 
 
@@ -75,7 +79,7 @@ class Engine:
         await self._service.start({name: await self._fetch(digest, f"model-{name}") for name, digest in models.items()})
         _Application.current = create_app(self._service)
         socket = settings.HAPROXY / ray.get_runtime_context().get_node_id() / settings.SOCKET
-        self._balancing = asyncio.create_task(balance.keep_balanced(socket, config.token))
+        self._balancing = asyncio.gather(balance.keep_balanced(socket, config.token), balance.keep_giving_up(socket))
 
     async def _fetch(self, digest: str, place: str) -> Path:
         """What :func:`deploy` put into the store, in a folder of its own."""
@@ -90,22 +94,34 @@ class Engine:
             raise RuntimeError("the service is not ready")
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+@ray.remote(num_cpus=0, max_restarts=-1, resources={_ON_HEAD: 0.001})
 class Store:
-    """Keeps packed files by their checksum, for machines that join later. It outlives the command that filled it."""
+    """Keeps packed files by their checksum on the head's disk, for machines that join later.
+
+    It outlives the command that filled it, and a head that comes back has them.
+    """
 
     def __init__(self) -> None:
-        self._files: dict[str, bytes] = {}
+        self._folder = settings.state() / "models"
+        self._folder.mkdir(exist_ok=True)
 
     def put(self, digest: str, data: bytes) -> None:
         """Keep a model, or a calibration."""
-        self._files[digest] = data
+        with replacing(self._folder / digest) as path:
+            path.write_bytes(data)
 
     def get(self, digest: str) -> bytes:
-        """What has this checksum. Raises EngineError when it is lost."""
-        if digest not in self._files:
-            raise EngineError("the models were lost with the machine that kept them; run serve --cluster again")
-        return self._files[digest]
+        """What has this checksum. Raises EngineError when it is not there."""
+        try:
+            return (self._folder / digest).read_bytes()
+        except FileNotFoundError as error:
+            raise EngineError("the head does not have the models any more; run serve --cluster again") from error
+
+    def keep(self, digests: Collection[str]) -> None:
+        """Forget all others."""
+        for path in self._folder.iterdir():
+            if path.is_file() and path.name not in digests:
+                path.unlink()
 
 
 def deploy(
@@ -127,14 +143,17 @@ def deploy(
         raise EngineError(f"HAProxy does not get ready on every machine: {error}; try again") from error
     store = Store.options(name=_STORE, lifetime="detached", get_if_exists=True).remote()  # type: ignore[attr-defined]
     digests = {name: _keep(store, path) for name, path in models.items()}
+    wanted = set(digests.values())
     if load.calibration is not None:
         load = replace(load, calibration=_keep(store, Path(load.calibration)))
+        wanted.add(str(load.calibration))
     options = {**options, "load": load}
     machines = one_per_machine(None)[0]
     try:
         serve.run(_deployment(machines).bind(digests, options), name=settings.APPLICATION, route_prefix="/")
     except RuntimeError as error:
         raise EngineError(f"the cluster does not get ready: {error}") from error
+    ray.get(store.keep.remote(wanted))
     return machines
 
 

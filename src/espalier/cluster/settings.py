@@ -21,6 +21,8 @@ HAPROXY = STATE / "ha"
 SOCKET = "admin.sock"
 BODY_BYTES = 1 << 20
 """Largest body in a cluster: HAProxy keeps a request's whole body until it is answered, to send it to another node."""
+CONNECT_S = 1
+"""HAProxy tries a machine for so long."""
 SLOWEST_S = 30
 """No legal request takes longer; what takes longer is sent to another node."""
 
@@ -62,11 +64,12 @@ def environment(ip: str) -> dict[str, str]:
         # The head comes back with what it knew.
         "RAY_gcs_storage": "rocksdb",
         "RAY_gcs_storage_path": str(folder / "gcs" / ip.replace(":", "-")),
-        # A node is dead after 4 misses of half a second.
+        # A node is dead after 6 misses of half a second: later than balance.py takes what it has from it, because Ray
+        # then replaces the HAProxy that could be told to.
         "RAY_health_check_initial_delay_ms": "2000",
         "RAY_health_check_period_ms": "500",
         "RAY_health_check_timeout_ms": "500",
-        "RAY_health_check_failure_threshold": "4",
+        "RAY_health_check_failure_threshold": "6",
         # A busy machine may take its time to start, and starts nothing ahead of need.
         "RAY_agent_register_timeout_ms": "120000",
         "RAY_enable_worker_prestart": "0",
@@ -86,12 +89,10 @@ def environment(ip: str) -> dict[str, str]:
         # Inference may be repeated, so whatever a dead or silent node leaves unanswered goes to another.
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
         "RAY_SERVE_HAPROXY_RETRIES": "3",
-        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": str(CONNECT_S),
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(SLOWEST_S),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BODY_BYTES + 64 * 1024),
-        # Ray puts this into every server's line as it is. What a machine that is down still has goes to another at
-        # once; without the second part HAProxy waits for it until the server's timeout.
-        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "500ms on-marked-down shutdown-sessions",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "250ms",
         "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
         # With weights by measured speed (balance.py) this is the simulation's weighted-connections.
         "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn",
