@@ -18,7 +18,7 @@ from typing import Any
 from espalier.cluster.settings import CONNECT_S
 
 PERIOD_S = 1.0
-GIVE_UP_PERIOD_S = 0.25
+GIVE_UP_PERIOD_S = 0.1
 MOST = 256
 """HAProxy's largest weight."""
 _REPLICA = "SERVE_REPLICA_"  # as Ray names them; its own proxy is there too, as a last resort
