@@ -27,7 +27,14 @@ RECIPE = {
     "score": "sparsegpt",
     "calibration": {"batches": 8, "sequential": False, "step": 1.0},
     "recovery": {"task": 0.0, "logits": 0.0, "hidden": 1.0, "embeddings": 2.0},
-    "training": {"learning_rate": 1e-3, "warmup": 0.05, "batch_tokens": 1024, "max_length": 128, "checkpoint_every": 0},
+    "training": {
+        "learning_rate": 1e-3,
+        "warmup": 0.05,
+        "batch_tokens": 1024,
+        "max_length": 128,
+        "checkpoint_every": 0,
+        "minutes": 2.0,
+    },
 }
 
 
@@ -36,6 +43,7 @@ def compress(
 ) -> tuple[Path, float]:
     """Make a compressed copy of ``model`` in ``work`` and return its folder and recovery, 0 to 1.
 
+    Training ends after ``steps``, or sooner on a machine that is too slow for the recipe's minutes.
     ``embeddings``: of ``texts[::HELD_OUT]`` by the dense model, of length one. Recovery is Spearman's correlation of
     the two models' similarities over pairs of those texts, which are not trained on. A copy that an earlier call made
     with the same settings is used again.

@@ -10,10 +10,12 @@
 #include <cpuid.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
-#include <unistd.h>
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#endif
+#if defined(__linux__)
+#include <unistd.h>
 #endif
 
 namespace espalier {
@@ -161,6 +163,14 @@ Isa select_isa(const ArchFlags& flags, std::string_view cap) {
   for (Isa isa : kAll)
     if (isa <= limit && available(flags, isa)) best = isa;
   return best;
+}
+
+std::size_t l2_cache_bytes() {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return static_cast<std::size_t>(bytes);
+#endif
+  return std::size_t{512} << 10;
 }
 
 std::vector<std::string> flag_names(const ArchFlags& flags) {

@@ -1,6 +1,7 @@
 // What the processor can do, and which instruction set the engine uses.
 #pragma once
 
+#include <cstddef>
 #include <span>
 #include <string>
 #include <string_view>
@@ -34,6 +35,9 @@ std::string_view isa_name(Isa isa);
 // Widest instruction set that `flags` allow and `cap` permits. `cap` is one of isa_name()'s values, or empty for no
 // cap. Pure; throws Error naming the known values when `cap` is none of them.
 Isa select_isa(const ArchFlags& flags, std::string_view cap);
+
+// Of one core, as the system says; half a megabyte where it does not.
+std::size_t l2_cache_bytes();
 
 std::vector<std::string> flag_names(const ArchFlags& flags);
 

@@ -334,8 +334,9 @@ void Program::Execution::run_task(const Stretch& stretch, int task, Hand& hand) 
   for (int s = stretch.first; s < stretch.last; ++s) {
     const Segment& segment = p_.segments_[static_cast<std::size_t>(s)];
     if (segment.local) {
-      for (int panel = first; panel < last; panel += block_panels_)
-        run_block(segment, panel, std::min(last, panel + block_panels_), hand);
+      const int step = segment.streamed ? 1 : block_panels_;
+      for (int panel = first; panel < last; panel += step)
+        run_block(segment, panel, std::min(last, panel + step), hand);
       continue;
     }
     const Clock::time_point start = Clock::now();

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/arch.h"
 #include "base/error.h"
 #include "engine/execution.h"
 
@@ -286,7 +287,27 @@ std::vector<Program::Segment> Program::segments() const {
     else
       out.push_back({i, i + 1, domain, local});
   }
+  for (Segment& segment : out) segment.streamed = streams(segment);
   return out;
+}
+
+// Sparse weights are few bytes: they may come from the L3 cache for every panel, if in return what the panel holds
+// stays in the L2 cache from one layer to the next. On Zen 3 this is worth a tenth at 90 % zeros and a third in 4x1
+// blocks; dense layers lose as much.
+bool Program::streams(const Segment& segment) const {
+  const std::size_t panel = static_cast<std::size_t>(panel_width()) * sizeof(float);
+  std::size_t bytes = 0, entries = 0, held = 0;
+  for (int i = segment.first; i < segment.last; ++i) {
+    const Op& op = ops_[static_cast<std::size_t>(i)];
+    if (op.kind == OpKind::linear8) return false;  // their panels are a quarter as large
+    if (op.kind != OpKind::linear) continue;
+    const std::size_t rows = static_cast<std::size_t>(op.weight->packed().rows);
+    const std::size_t columns = static_cast<std::size_t>(op.weight->packed().columns);
+    bytes += op.weight->bytes();
+    entries += rows * columns;
+    held = std::max(held, (columns + rows * (op.residual ? 2 : 1)) * panel);
+  }
+  return bytes <= entries && held <= l2_cache_bytes();
 }
 
 // A stretch is what runs between two waits for the whole team; slots are memory that values share one after the other.

@@ -174,7 +174,8 @@ class Program {
     int first = 0;
     int last = 0;
     Domain domain = Domain::token;
-    bool local = false;  // panel by panel; otherwise one operation that crosses panels
+    bool local = false;     // panel by panel; otherwise one operation that crosses panels
+    bool streamed = false;  // its weights pass by one panel after the other; otherwise tiles of them stay for several
   };
 
   int add(Op op, int features, Domain domain, bool quantized = false);
@@ -183,6 +184,7 @@ class Program {
   void begin_linear(Op& op, const Value& in, int rows, const float* bias, int residual, Unary act) const;
   void check_batch(const Batch& batch) const;
   std::vector<Segment> segments() const;
+  bool streams(const Segment& segment) const;
   std::unique_ptr<Storage> plan_storage(Partition partition) const;
 
   const KernelSet& kernels_;

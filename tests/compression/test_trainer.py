@@ -21,6 +21,7 @@ from espalier.compression.pruner import Pruner
 from espalier.compression.tasks import Classification, CustomTask, Embeddings
 from espalier.compression.trainer import CHECKPOINTS, LOG, Trainer, TrainingInterrupted, freeze_embeddings
 from espalier.data import Tokens
+from espalier.doctor import cpu
 from espalier.errors import CheckpointError, ConfigError, TrainingError
 
 TRAINING = Training(steps=12, batch_tokens=128, learning_rate=2e-3, checkpoint_every=5, max_length=24)
@@ -269,3 +270,22 @@ def test_nothing_to_train(tmp_path: Path) -> None:
 
 def test_durations() -> None:
     assert [duration(s) for s in (40, 700, 11100)] == ["40 s", "12 min", "3 h 05 min"]
+
+
+@pytest.mark.parametrize(("flags", "expected"), [(("avx2",), torch.float32), (("avx2", "amx_bf16"), torch.bfloat16)])
+def test_bfloat16_is_used_where_the_processor_computes_in_it_and_the_report_says_where_not(
+    encoder_folder: Path,
+    texts_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    expected: torch.dtype,
+) -> None:
+    found = replace(cpu(), flags=flags)
+    monkeypatch.setattr("espalier.compression.trainer.cpu", lambda: found)
+    config = Config(training=replace(TRAINING, steps=1, precision="bfloat16"), recovery=LEARNED)
+    trainer = embeddings_run(encoder_folder, texts_file, tmp_path / "out", config)
+    notes = trainer.run().notes
+    assert trainer.precision == expected
+    assert any("no bfloat16 instructions" in note for note in notes) == (expected == torch.float32)
+    assert Trainer(trainer.model, None, trainer.task, None, Config(), None).precision == torch.float32

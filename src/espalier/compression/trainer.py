@@ -30,10 +30,13 @@ from espalier.compression.schedules import learning_rate_at, sparsity_at
 from espalier.compression.tasks.base import EncoderTask, Task
 from espalier.compression.teacher import Teacher
 from espalier.data import Batch
+from espalier.doctor import cpu
 from espalier.errors import CheckpointError, ConfigError, TrainingError
 
 CHECKPOINTS = "checkpoints"
 LOG = "log.jsonl"
+BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+"""Of processors that multiply bfloat16, as the kernel of the system names them: any one of these will do."""
 _LOG_EVERY = 10
 _CLIP = 1.0
 _CALIBRATION = 1_000_000
@@ -179,6 +182,8 @@ class Trainer:
             self._restore(optimizer)
         elif self.output is not None and self.world.leader:
             (self.output / LOG).unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+        if budget.limited and training.precision == "bfloat16" and self.precision != torch.bfloat16:
+            self._note("this device has no bfloat16 instructions: trained in float32")
         self._prepare_teacher(budget)
         # Dropout is for learning from labels; a pruned network has no capacity to spare for it.
         self.model.train(self.teacher is None and self.pruner is None)
@@ -211,6 +216,12 @@ class Trainer:
         self.history.step, self.history.tokens = self._state.step, self._state.tokens
         self.history.seconds = self._state.elapsed
         return self.history
+
+    def _note(self, text: str) -> None:
+        """Say something for the report as well, once also where a resumed run says it again."""
+        if text not in self.history.notes:
+            self.history.notes.append(text)
+            self.monitor.say(text)
 
     def stop(self) -> None:
         """Stop after the step in progress, as Ctrl-C does."""
@@ -474,12 +485,14 @@ class Trainer:
 
 
 def precision_of(name: str, device: torch.device) -> torch.dtype:
-    """The type of activations: for ``auto``, bfloat16 on a GPU that has it and float32 elsewhere."""
-    if name == "float32":
+    """The type of activations: bfloat16 where asked for and computed by the device itself, float32 elsewhere.
+
+    ``auto`` asks for it on a GPU only. A processor without such instructions takes 50 times as long in bfloat16.
+    """
+    if name == "float32" or (name == "auto" and device.type == "cpu"):
         return torch.float32
-    if name == "bfloat16":
-        return torch.bfloat16
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    computed = bool(BF16_FLAGS.intersection(cpu().flags)) if device.type == "cpu" else torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if computed else torch.float32
 
 
 def freeze_embeddings(model: nn.Module) -> None:
