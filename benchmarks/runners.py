@@ -51,6 +51,8 @@ class OnnxRuntime(Runner):
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
         settings.log_severity_level = 3
+        for name, value in options.items():
+            settings.add_session_config_entry(name, value)
         self._session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
         self._inputs = [i.name for i in self._session.get_inputs()]
         self._outputs = [o.name for o in self._session.get_outputs()]

@@ -22,6 +22,7 @@ from espalier.compression.quantization.linear import quantized_layers
 from espalier.compression.report import CompressionReport
 from espalier.errors import ConfigError, ExportError, InputError, UnsupportedModelError
 from espalier.ir import reference
+from espalier.ort import OrtProgram
 
 DISTIL = Recovery(task=0, hidden=1, embeddings=1)
 ONCE = Training(max_length=100, batch_tokens=128)
@@ -45,11 +46,9 @@ def run(folder: Path, texts: Path, output: Path, *, pairs: Path | None = None, *
 
 
 def run_onnx(path: Path, feeds: dict[str, np.ndarray], output: str) -> np.ndarray:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    known = {info.name for info in session.get_inputs()}
-    (found,) = session.run([output], {name: array for name, array in feeds.items() if name in known})
+    program = OrtProgram(path, threads=1, exact=True)
+    known = {info.name for info in program.session.get_inputs()}
+    (found,) = program.run([output], {name: array for name, array in feeds.items() if name in known})
     return np.asarray(found)
 
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from espalier.bench.agreement import Agreement, compare
 from espalier.bench.feeds import Feeds, input_limits, make_feeds, read_feeds
 from espalier.bench.timing import Timing, interleaved
 from espalier.doctor import machine
-from espalier.errors import InputError, UnsupportedModelError
+from espalier.errors import EspalierError, InputError, UnsupportedModelError
 from espalier.loading import LoadSettings
+from espalier.ort import OrtProgram
 from espalier.session import Session
 
 ESPALIER = "espalier"
@@ -131,8 +133,8 @@ def benchmark(
         runs: dict[str, Callable[[], object]] = {ESPALIER: lambda: session.run(None, feeds.padded)}
         agreement: list[Agreement] = []
         if peer is not None:
-            agreement += compare(names, peer(feeds.padded), ours, mask=feeds.mask, tolerance=tolerance)
-            runs[settings.against or ""] = lambda: peer(feeds.padded)
+            agreement += compare(names, peer.answers(feeds.padded), ours, mask=feeds.mask, tolerance=tolerance)
+            runs[settings.against or ""] = partial(peer.open().run, None, feeds.padded)
         if settings.ragged:
             sequences = feeds.sequences()
             agreement += _compare_ragged(names, ours, session.run_ragged(None, sequences), feeds, tolerance)
@@ -177,16 +179,35 @@ def _compare_ragged(
     return found
 
 
+@dataclass(frozen=True)
+class _Peer:
+    """ONNX Runtime on the same model."""
+
+    model: Path
+    threads: int
+
+    def open(self) -> OrtProgram:
+        """As commonly run: with its defaults."""
+        return OrtProgram(self.model, threads=self.threads)
+
+    def answers(self, feeds: Mapping[str, Any]) -> list[Any]:
+        """What the model says by the rules of ONNX, which the default breaks for integers on some processors.
+
+        By default where ONNX Runtime cannot run the model otherwise.
+        """
+        try:
+            return OrtProgram(self.model, threads=self.threads, exact=True).run(None, feeds)
+        except EspalierError:
+            return self.open().run(None, feeds)
+
+
 @contextmanager
-def _peer(model: Path, settings: Settings, threads: int) -> Iterator[Callable[[Mapping[str, Any]], list[Any]] | None]:
+def _peer(model: Path, settings: Settings, threads: int) -> Iterator[_Peer | None]:
     if settings.against is None:
         yield None
         return
-    from espalier.ort import OrtProgram
-
     with tempfile.TemporaryDirectory(prefix="espalier-bench-") as folder:
-        program = OrtProgram(as_onnx(model, Path(folder)), threads=threads)
-        yield lambda feeds: program.run(None, feeds)
+        yield _Peer(as_onnx(model, Path(folder)), threads)
 
 
 def as_onnx(model: Path, folder: Path) -> Path:

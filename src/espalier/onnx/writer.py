@@ -144,6 +144,12 @@ class _Builder:
         self._taken.add(name)
         return name
 
+    def own(self, array: np.ndarray) -> str:
+        """A constant that nothing else refers to."""
+        name = self.fresh("const")
+        self._extra[name] = array
+        return name
+
     def const(self, value: Any, dtype: str) -> str:
         """A small constant; equal ones share a name."""
         array = np.asarray(value, dtype=dtype)
@@ -268,6 +274,8 @@ def _qlinear(b: _Builder, node: Node, out: str) -> None:
     if zero and b.graph.constants[zero].shape != b.graph.constants[scale].shape:
         scale, zero = (_per_row(b, name, rows) for name in (scale, zero))
     if node.attrs["activations"] == "static":
+        # ONNX Runtime in its exact mode (session.x64quantprecision) fails on zero points that are left out or shared.
+        zero = zero or b.own(np.zeros(b.graph.constants[scale].shape, np.int8))
         factor = b.add("DequantizeLinear", b.transposed(weight), scale, zero, axis=1)
         y = b.add("MatMul", b.quantized(x, node.inputs[5], node.inputs[6]), factor, out="" if bias else out)
     else:
