@@ -69,7 +69,8 @@ def table(reports: list[dict[str, Any]]) -> str:
 
 def kind_of(report: dict[str, Any]) -> str:
     """The pattern of the zeros, and the type where it is not float32."""
-    zeros = str(report["config"]["pattern"]) if report["sparsity"] else "dense"
+    pruned = str(report["config"]["pattern"]) if report["history"]["prunings"] else "as given"
+    zeros = pruned if report["sparsity"] else "dense"
     return zeros + (" int8" if report["config"].get("quantization") else "")
 
 

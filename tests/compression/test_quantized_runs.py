@@ -62,6 +62,7 @@ def test_a_dense_model_is_quantised_as_it_is(
     assert report.quantization is not None
     assert len(report.quantization.layers) == 12
     assert report.sparsity < 0.001
+    assert {layer.pattern for layer in report.layers} == {"as given"}
     assert report.recovered is not None
     assert sum("12 of 12 quantised layers run with integers" in check for check in report.checks) == 2
     assert any("12 int8 layers with equal integers" in check for check in report.checks)

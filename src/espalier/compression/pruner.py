@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -22,6 +22,8 @@ from espalier.compression.layers import Layer, find_linear
 from espalier.compression.scores import score_class
 from espalier.errors import ConfigError, UnsupportedModelError
 
+AS_GIVEN = "as given"
+"""The pattern of zeros that were there before."""
 _MOST = 0.99
 """The most that a layer loses where it is not told how much; an empty layer is dead."""
 _CLOSE = 1e-4
@@ -33,7 +35,7 @@ class LayerPrune:
 
     ``error_before`` and ``error_after``: what zeroing alone and what zeroing with the update of the other weights
     costs, as shares of the report's ``unit``; None for a layer that only followed another one. ``speedup``: expected
-    of this layer in the engine, None where costs were not asked for.
+    of this layer in the engine, None where costs were not asked for. ``pattern``: of the zeros made here.
     """
 
     name: str
@@ -184,8 +186,9 @@ class Pruner:
         return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / total if total else 0.0
 
     def layer_report(self) -> list[LayerPrune]:
-        """The state of every layer, with the errors of the last pruning."""
-        return [self._report.get(name) or self._describe(name, None, False) for name in self.layers]
+        """The state of every layer, with the errors of the last pruning; zeros it came with have no pattern."""
+        unpruned = (replace(self._describe(name, None, False), pattern=AS_GIVEN) for name in self.layers)
+        return [self._report.get(name) or row for name, row in zip(self.layers, unpruned, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep besides the model's weights."""
