@@ -187,8 +187,10 @@ class Pruner:
 
     def layer_report(self) -> list[LayerPrune]:
         """The state of every layer, with the errors of the last pruning; zeros it came with have no pattern."""
-        unpruned = (replace(self._describe(name, None, False), pattern=AS_GIVEN) for name in self.layers)
-        return [self._report.get(name) or row for name, row in zip(self.layers, unpruned, strict=True)]
+        return [
+            self._report.get(name) or replace(self._describe(name, None, False), pattern=AS_GIVEN)
+            for name in self.layers
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must keep besides the model's weights."""

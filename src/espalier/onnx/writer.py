@@ -156,9 +156,7 @@ class _Builder:
         for name, known in self._extra.items():
             if known.dtype == array.dtype and known.shape == array.shape and np.array_equal(known, array):
                 return name
-        name = self.fresh("const")
-        self._extra[name] = array
-        return name
+        return self.own(array)
 
     def transposed(self, name: str) -> str:
         """The name of a constant matrix, transposed."""
