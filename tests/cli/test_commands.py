@@ -117,6 +117,22 @@ def test_benchmark_does_not_time_wrong_answers(run: Run, model: Path, monkeypatc
     assert "nothing was timed" in result.stderr
 
 
+def test_benchmark_says_when_the_peer_is_not_exact(
+    run: Run, run_json: RunJson, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Inexact(bench_run.OrtProgram):
+        def __init__(self, model: Path, *, threads: int, exact: bool = False) -> None:
+            if exact:
+                raise EngineError("no such mode")
+            super().__init__(model, threads=threads)
+
+    assert run_json("benchmark", model, "--against", "onnxruntime", *BENCHMARK, "--json")["notes"] == []
+    monkeypatch.setattr(bench_run, "OrtProgram", Inexact)
+    said = run("benchmark", model, "--against", "onnxruntime", *BENCHMARK)
+    assert said.exit_code == 0
+    assert "its exact mode cannot run this model: no such mode" in " ".join(said.stdout.split())
+
+
 def test_doctor(run: Run, run_json: RunJson) -> None:
     result = run("doctor")
     assert result.exit_code == 0, result.output

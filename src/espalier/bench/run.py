@@ -52,7 +52,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """One benchmark. ``candidates`` is empty when the outputs disagree: wrong answers are not timed."""
+    """One benchmark. ``candidates`` is empty when the outputs disagree: wrong answers are not timed.
+
+    ``notes``: what a reader of the figures should know besides.
+    """
 
     model: str
     settings: dict[str, Any]
@@ -60,6 +63,7 @@ class BenchmarkResult:
     agreement: tuple[Agreement, ...]
     candidates: tuple[Candidate, ...]
     report: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -85,6 +89,7 @@ class BenchmarkResult:
             "candidates": [asdict(item) for item in self.candidates],
             "ratio": self.ratio,
             "report": self.report,
+            "notes": list(self.notes),
         }
 
 
@@ -132,8 +137,10 @@ def benchmark(
         ours = session.run(None, feeds.padded)
         runs: dict[str, Callable[[], object]] = {ESPALIER: lambda: session.run(None, feeds.padded)}
         agreement: list[Agreement] = []
+        notes: tuple[str, ...] = ()
         if peer is not None:
-            agreement += compare(names, peer.answers(feeds.padded), ours, mask=feeds.mask, tolerance=tolerance)
+            theirs, notes = peer.answers(feeds.padded)
+            agreement += compare(names, theirs, ours, mask=feeds.mask, tolerance=tolerance)
             runs[settings.against or ""] = partial(peer.open().run, None, feeds.padded)
         if settings.ragged:
             sequences = feeds.sequences()
@@ -150,6 +157,7 @@ def benchmark(
         agreement=tuple(agreement),
         candidates=tuple(Candidate.of(name, timing, feeds) for name, timing in timings.items()),
         report={**session.report().to_dict(), "model": model.name or str(model)},
+        notes=notes,
     )
 
 
@@ -190,15 +198,19 @@ class _Peer:
         """As commonly run: with its defaults."""
         return OrtProgram(self.model, threads=self.threads)
 
-    def answers(self, feeds: Mapping[str, Any]) -> list[Any]:
+    def answers(self, feeds: Mapping[str, Any]) -> tuple[list[Any], tuple[str, ...]]:
         """What the model says by the rules of ONNX, which the default breaks for integers on some processors.
 
-        By default where ONNX Runtime cannot run the model otherwise.
+        The default's answers, and a note, where ONNX Runtime cannot run the model otherwise.
         """
         try:
-            return OrtProgram(self.model, threads=self.threads, exact=True).run(None, feeds)
-        except EspalierError:
-            return self.open().run(None, feeds)
+            return OrtProgram(self.model, threads=self.threads, exact=True).run(None, feeds), ()
+        except EspalierError as error:
+            note = (
+                "compared with ONNX Runtime's default answers, which are wrong where 16-bit sums saturate on x86 "
+                f"processors without VNNI, because its exact mode cannot run this model: {error}"
+            )
+            return self.open().run(None, feeds), (note,)
 
 
 @contextmanager

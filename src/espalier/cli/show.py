@@ -149,6 +149,8 @@ def print_benchmark(result: BenchmarkResult) -> None:
     )
     for item in result.agreement:
         say(f"  {'ok  ' if item.ok else 'FAIL'} {item}")
+    for note in result.notes:
+        say(f"  note: {note}")
     if not result.agrees:
         click.echo("espalier: the outputs disagree, so nothing was timed", err=True)
         return

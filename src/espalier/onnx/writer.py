@@ -113,6 +113,7 @@ class _Builder:
         self.graph = graph
         self.nodes: list[Any] = []
         self._extra: dict[str, np.ndarray] = {}
+        self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._transposed: dict[str, str] = {}
         self._quantized: dict[tuple[str, str, str], str] = {}
         self._dynamic: dict[str, tuple[str, str, str]] = {}
@@ -153,10 +154,10 @@ class _Builder:
     def const(self, value: Any, dtype: str) -> str:
         """A small constant; equal ones share a name."""
         array = np.asarray(value, dtype=dtype)
-        for name, known in self._extra.items():
-            if known.dtype == array.dtype and known.shape == array.shape and np.array_equal(known, array):
-                return name
-        return self.own(array)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._shared:
+            self._shared[key] = self.own(array)
+        return self._shared[key]
 
     def transposed(self, name: str) -> str:
         """The name of a constant matrix, transposed."""
