@@ -88,7 +88,8 @@ class Http:
         self._free: dict[str, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = {host: [] for host in hosts}
 
     @staticmethod
-    def _encode(model: str, feeds: dict[str, np.ndarray], output: str) -> bytes:
+    def parts(feeds: dict[str, np.ndarray], output: str) -> tuple[bytes, bytes]:
+        """The JSON head and the tensors of a request's body."""
         inputs = [
             {
                 "name": name,
@@ -99,14 +100,18 @@ class Http:
             for name, array in feeds.items()
         ]
         head = json.dumps({"inputs": inputs, "outputs": [{"name": output, "parameters": OUTPUTS_PARAMETERS}]}).encode()
-        body = head + b"".join(array.tobytes() for array in feeds.values())
+        return head, b"".join(array.tobytes() for array in feeds.values())
+
+    @classmethod
+    def _encode(cls, model: str, feeds: dict[str, np.ndarray], output: str) -> bytes:
+        head, tensors = cls.parts(feeds, output)
         lines = [
             f"POST /v2/models/{model}/infer HTTP/1.1",
             "host: localhost",
             f"inference-header-content-length: {len(head)}",
-            f"content-length: {len(body)}",
+            f"content-length: {len(head) + len(tensors)}",
         ]
-        return "\r\n".join([*lines, "", ""]).encode() + body
+        return "\r\n".join([*lines, "", ""]).encode() + head + tensors
 
     async def send(self, number: int) -> int:
         """Send a sample and read the whole answer. Raises OSError, EOFError."""

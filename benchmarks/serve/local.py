@@ -1,9 +1,11 @@
-"""What serving costs on one machine: goodput beside the engine's own, added latency, behaviour at twice the capacity.
+"""What serving costs on one machine: goodput beside the engine's own, added latency, behaviour at twice the capacity,
+among ten thousand idle connections, under wrk, and for as many minutes at 80 % of capacity as --soak says.
 
-python benchmarks/serve/local.py MODEL DATA -o benchmarks/serve/results/NAME.json
+python benchmarks/serve/local.py MODEL DATA -o benchmarks/serve/results/NAME.json --soak 30
 
 MODEL is a folder with its tokenizer, DATA is a file of SQuAD v1.1. The client runs on the same cores as the server and
-is part of what is measured. Stages that are in the file already are not repeated; --fresh begins anew.
+is part of what is measured; `taskset -c 0` before the command gives both one core. Stages that are in the file already
+are not repeated; --fresh begins anew. The soak writes its picture beside the file.
 """
 
 from __future__ import annotations
@@ -11,10 +13,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +37,14 @@ from espalier.scheduler import Limits
 
 HTTP, GRPC, MODEL = 18180, 18181, "model"
 TOKENS = Limits().tokens
+IDLE = 10_000
+SOAK_LOAD, WARM_MINUTES = 0.8, 3
+"""Of capacity; and how long memory may grow."""
+WRK_SCRIPT = """
+local file = io.open("{folder}/body", "rb")
+wrk.method, wrk.body = "POST", file:read("*a")
+wrk.headers["Inference-Header-Content-Length"] = "{head}"
+"""
 
 
 def read_samples(model: Path, data: Path, count: int) -> list[dict[str, np.ndarray]]:
@@ -153,6 +167,66 @@ class Bench:
         found = asyncio.run(run())
         return {**found, "of_peak": found["per_s"] / peak, "memory_mib": [before, _memory(self._server.pid)]}
 
+    def idle(self) -> dict[str, Any]:
+        """One at a time beside so many connections that say nothing, in turn with the session itself."""
+        alone = self.added_latency(Http)
+        before = _memory(self._server.pid)
+        connections = [socket.create_connection(("127.0.0.1", HTTP)) for _ in range(IDLE)]
+        try:
+            among = self.added_latency(Http)
+            after = _memory(self._server.pid)
+        finally:
+            for connection in connections:
+                connection.close()
+        return {"connections": IDLE, "added": among, "added_without": alone, "memory_mib": [before, after]}
+
+    def wrk(self) -> dict[str, Any]:
+        """The same sample over and over by wrk, and the health endpoint for what the server alone can do."""
+        head, body = Http.parts(self.samples[0], self.output)
+        url = f"http://127.0.0.1:{HTTP}/v2"
+        with tempfile.TemporaryDirectory(prefix="espalier-wrk-") as folder:
+            Path(folder, "body").write_bytes(head + body)
+            script = Path(folder, "post.lua")
+            script.write_text(WRK_SCRIPT.format(folder=folder, head=len(head)))
+            options = ["--threads", "1", "--duration", f"{max(1, round(self.seconds))}s"]
+            infer = ["--connections", "16", "--timeout", "30", "--script", str(script), f"{url}/models/{MODEL}/infer"]
+            health = ["--connections", "64", f"{url}/health/ready"]
+            return {"infer": _wrk(*options, *infer), "health": _wrk(*options, *health)}
+
+    def soak(self, minutes: int) -> dict[str, Any]:
+        """Poisson arrivals at a share of capacity. Each minute: answers, latency, memory; and what became of them.
+
+        Drift compares the median p99 of the last third of the minutes with that of the third after the warm-up.
+        """
+        rate = SOAK_LOAD * self.found["stages"]["http-binary"]["per_s"]
+
+        async def run() -> list[dict[str, Any]]:
+            connected = self._connect(Http)
+            found = []
+            for minute in range(minutes):
+                tally, seconds = await open_loop(connected.send, rate, 60.0, seed=minute)
+                found.append({**tally.summary(seconds), "memory_mib": _memory(self._server.pid)})
+                print(f"  minute {minute + 1}: {json.dumps(found[-1])}", flush=True)
+            await connected.close()
+            return found
+
+        by_minute = asyncio.run(run())
+        settled = by_minute[min(WARM_MINUTES, minutes - 1) :]
+        third = max(1, len(settled) // 3)
+        early, late = (
+            float(np.median([one["done_ms"]["p99"] for one in part])) for part in (settled[:third], settled[-third:])
+        )
+        plot_soak(by_minute, self.out.with_suffix(".soak.svg"))
+        return {
+            "minutes": minutes,
+            "rate_per_s": rate,
+            "failed": sum(one["failed"] for one in by_minute),
+            "refused": sum(one["refused"] for one in by_minute),
+            "memory_growth_mib": settled[-1]["memory_mib"] - settled[0]["memory_mib"],
+            "p99_ms_early_late": [early, late],
+            "by_minute": by_minute,
+        }
+
     def _connect(self, client: type[Http] | type[Grpc]) -> Any:
         port = HTTP if client is Http else GRPC
         return client(port, MODEL, self.samples, self.output)
@@ -169,6 +243,37 @@ class Bench:
         self._server.wait()
 
 
+def _wrk(*arguments: str) -> dict[str, float]:
+    """Requests per second and how many were not answered well, by wrk's own account."""
+    said = subprocess.run(["wrk", *arguments], check=True, capture_output=True, text=True).stdout
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
+    if rate is None:
+        raise SystemExit(f"wrk gave no rate: {said}")
+    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
+    errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
+    return {
+        "per_s": float(rate[1]),
+        "not_2xx": int(bad[1]) if bad else 0,
+        "socket_errors": sum(map(int, errors.groups())) if errors else 0,
+    }
+
+
+def plot_soak(by_minute: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """p50 and p99 latency and the server's memory over the minutes, as an SVG at ``path``."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    latency, memory = figure.subplots(2, sharex=True, height_ratios=(2, 1))
+    minutes = range(1, len(by_minute) + 1)
+    for name in ("p99", "p50"):
+        latency.plot(minutes, [one["done_ms"][name] for one in by_minute], label=name)
+    latency.set(ylabel="latency, ms", ylim=(0, None))
+    latency.legend(frameon=False)
+    memory.plot(minutes, [one["memory_mib"] for one in by_minute], color="tab:green")
+    memory.set(xlabel="minute", ylabel="memory, MiB", ylim=(0, None))
+    figure.savefig(path)
+
+
 def _memory(pid: int) -> int:
     """Resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -181,6 +286,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--soak", type=int, default=0, metavar="MINUTES")
     parser.add_argument("--fresh", action="store_true")
     arguments = parser.parse_args()
     bench = Bench(arguments)
@@ -191,6 +297,11 @@ def main() -> None:
         bench.stage("http-binary", lambda: bench.goodput(Http))
         bench.stage("grpc", lambda: bench.goodput(Grpc))
         bench.stage("overload", bench.overload)
+        bench.stage("idle", bench.idle)
+        if shutil.which("wrk"):
+            bench.stage("wrk", bench.wrk)
+        if arguments.soak:
+            bench.stage("soak", lambda: bench.soak(arguments.soak))
 
 
 if __name__ == "__main__":
