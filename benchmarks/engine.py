@@ -46,7 +46,9 @@ BASELINE = "onnxruntime"
 SORTED = "onnxruntime-sorted"
 SAME = "onnxruntime-int8"
 """ONNX Runtime on the row's own model, where that is a quantised one."""
-IN_PEERS = ("deepsparse", "openvino")
+EMULATED = "deepsparse-emulated"
+"""DeepSparse with NM_FAST_VNNI_EMULATION, for rows of 8 bits."""
+IN_PEERS = ("deepsparse", EMULATED, "openvino")
 COMPILES_SHAPES = IN_PEERS
 ENGINES = (BASELINE, "espalier", *IN_PEERS)
 SQUAD_MODELS = ("dense", "unstructured-90", "unstructured-95", "4x1-90", "1x4-90", "1x4-90-int8")
@@ -181,6 +183,7 @@ class Bench:
         """Engines for this row; the sorted baseline is added where a data set is cut into batches."""
         everywhere = case.peers or self.options.all_peers
         names = [e for e in self.engines if e not in IN_PEERS or (everywhere and case.model != MINILM)]
+        names = [e for e in names if e != EMULATED or "int8" in case.model]
         names += [SORTED] if case.ragged and BASELINE in names else []
         return [*names, SAME] if "int8" in case.model and BASELINE in names else names
 
