@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from espalier.cluster import balance, settings
 from espalier.errors import MissingDependencyError
 
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 HEADER = (
     "1\n# be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight "
     "srv_time_since_last_change srv_check_status srv_check_result srv_check_health srv_check_state srv_agent_state "
@@ -133,13 +136,121 @@ def test_haproxy_is_told_to_give_up(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
         monkeypatch.setattr(balance, "CONNECT_S", 0.0)
         proxy = await asyncio.start_unix_server(haproxy, str(tmp_path / "s"))
-        task = asyncio.create_task(balance.keep_giving_up(tmp_path / "s"))
+        task = asyncio.create_task(balance.keep_giving_up(tmp_path / "s", None))
         await asyncio.wait_for(told.wait(), 10)
         task.cancel()
         proxy.close()
 
     asyncio.run(run())
     assert commands[:2] == ["show servers state", "shutdown sessions server http-espalier/SERVE_REPLICA_b"]
+
+
+def test_when_all_are_down_those_that_answer_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is too slow for HAProxy's checks, one dead. The first is used, and checked again once it is fast."""
+    monkeypatch.setattr(balance, "CHECK_S", 0.2)
+    commands: list[str] = []
+
+    async def run() -> None:
+        wait, up = 0.0, 0
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(wait)
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + json.dumps({"models": []}).encode())
+            writer.close()
+
+        node = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = node.sockets[0].getsockname()[1]
+
+        async def haproxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal up
+            command = (await reader.readline()).decode().strip()
+            commands.append(command)
+            up = 2 if command.endswith("health up") else up
+            writer.close()
+
+        def servers() -> list[balance.Server]:
+            return balance.read_servers(state(("SERVE_REPLICA_a", port, 1, up), ("SERVE_REPLICA_b", 1, 1, 0)))
+
+        proxy = await asyncio.start_unix_server(haproxy, str(tmp_path / "s"))
+        slow = balance.Slow(tmp_path / "s", None)
+        for seconds, used in ((0.3, 1), (0.3, 1), (0.0, 1), (0.0, 0)):
+            wait = seconds
+            assert len(await slow.revive(servers())) == used
+        for server in (node, proxy):
+            server.close()
+
+    asyncio.run(run())
+    path = "http-espalier/SERVE_REPLICA_a"
+    assert commands == [f"disable health {path}", f"set server {path} health up", f"enable health {path}"]
+
+
+HAPROXY = """
+global
+    stats socket {socket} level admin
+defaults
+    mode http
+    timeout connect 1s
+    timeout client 60s
+    timeout server 30s
+frontend f
+    bind 127.0.0.1:{port}
+    default_backend b
+backend b
+    option httpchk GET /-/healthz
+    default-server fall 2 rise 2 inter {check} fastinter {check} downinter {check} check
+    server SERVE_REPLICA_a 127.0.0.1:{node}
+"""
+
+
+@pytest.mark.skipif(shutil.which("haproxy", path=PATH) is None, reason="needs HAProxy")
+def test_a_slow_node_is_used_if_there_is_no_other(tmp_path: Path) -> None:
+    """HAProxy itself, in front of a node that takes longer than its checks wait."""
+    socket, config = tmp_path / "s", tmp_path / "haproxy.cfg"
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(settings.CHECK_S + 0.1)
+            writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 14\r\nconnection: close\r\n\r\n{"models": []}')
+        writer.close()
+
+    async def ask(port: int) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        said = await reader.read()
+        writer.close()
+        return int(said[9:12])
+
+    async def until(port: int, status: int) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(OSError):
+                    if await ask(port) == status:
+                        return
+                await asyncio.sleep(0.1)
+
+    async def run() -> None:
+        node = await asyncio.start_server(slow, "127.0.0.1", 0)
+        free = await asyncio.start_server(slow, "127.0.0.1", 0)
+        port = free.sockets[0].getsockname()[1]
+        free.close()
+        await free.wait_closed()
+        check = f"{round(settings.CHECK_S * 1000)}ms"
+        config.write_text(HAPROXY.format(socket=socket, port=port, check=check, node=node.sockets[0].getsockname()[1]))
+        haproxy = await asyncio.create_subprocess_exec("haproxy", "-f", str(config), env={"PATH": PATH})
+        try:
+            await until(port, 503)
+            task = asyncio.create_task(balance.keep_giving_up(socket, None))
+            await until(port, 200)
+            assert [await ask(port) for _ in range(5)] == [200] * 5
+            task.cancel()
+        finally:
+            haproxy.terminate()
+            await haproxy.wait()
+            node.close()
+
+    asyncio.run(run())
 
 
 def test_settings_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Work by measured speed: every node tells its own HAProxy how fast the others are, and to give up on those that hang.
 
 Once a second a node asks its HAProxy which servers it knows, asks each of those for its speed, and sets the weights in
-proportion. A node that does not answer keeps its weight; whether it is alive is HAProxy's affair.
+proportion. A node that does not answer keeps its weight; whether it is alive is HAProxy's affair, unless it thinks that
+of none.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espalier.cluster.settings import CONNECT_S
+from espalier.cluster.settings import CHECK_S, CONNECT_S
 
 PERIOD_S = 1.0
 GIVE_UP_PERIOD_S = 0.1
@@ -35,6 +36,11 @@ class Server:
     port: int
     weight: int
     up: bool
+
+    @property
+    def path(self) -> str:
+        """What HAProxy's commands call it."""
+        return f"{self.backend}/{self.name}"
 
 
 def read_servers(text: str) -> list[Server]:
@@ -92,9 +98,14 @@ def speed_of(status: Mapping[str, Any]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+async def ask_servers(socket: Path) -> list[Server]:
+    """Every server that HAProxy knows. Raises OSError, TimeoutError."""
+    return read_servers(await ask_haproxy(socket, "show servers state"))
+
+
 async def survey(socket: Path, token: str | None) -> list[tuple[Server, dict[str, Any] | None]]:
     """Every server that HAProxy knows, with what it says of itself. Raises OSError, TimeoutError."""
-    servers = read_servers(await ask_haproxy(socket, "show servers state"))
+    servers = await ask_servers(socket)
     answers = await asyncio.gather(*(ask_status(server.host, server.port, token) for server in servers))
     return list(zip(servers, answers, strict=True))
 
@@ -102,11 +113,10 @@ async def survey(socket: Path, token: str | None) -> list[tuple[Server, dict[str
 async def balance(socket: Path, token: str | None) -> None:
     """Set the weights once. Raises OSError, TimeoutError."""
     found = [(server, speed_of(status)) for server, status in await survey(socket, token) if status is not None]
-    wanted = weights({f"{server.backend}/{server.name}": speed for server, speed in found if speed})
+    wanted = weights({server.path: speed for server, speed in found if speed})
     for server, _ in found:
-        path = f"{server.backend}/{server.name}"
-        if wanted.get(path, server.weight) != server.weight:
-            await ask_haproxy(socket, f"set server {path} weight {wanted[path]}")
+        if wanted.get(server.path, server.weight) != server.weight:
+            await ask_haproxy(socket, f"set server {server.path} weight {wanted[server.path]}")
 
 
 async def keep_balanced(socket: Path, token: str | None) -> None:
@@ -131,7 +141,7 @@ class Hanging:
 
     def find(self, servers: Sequence[Server], now: float) -> list[str]:
         """``BACKEND/SERVER`` of those to give up on now, each once for every time that it goes down."""
-        down = {f"{server.backend}/{server.name}" for server in servers if not server.up}
+        down = {server.path for server in servers if not server.up}
         self._since = {path: self._since.get(path, now) for path in down}
         self._told &= down
         found = [path for path, since in self._since.items() if now - since >= CONNECT_S and path not in self._told]
@@ -139,13 +149,52 @@ class Hanging:
         return sorted(found)
 
 
-async def keep_giving_up(socket: Path) -> None:
-    """Take from servers that hang what they have, until cancelled."""
-    hanging = Hanging()
+class Slow:
+    """Servers that answer, be it too slowly for HAProxy's checks: when all are down, HAProxy would refuse everything.
+
+    Machines busy with other work as well are slow, not dead: they are used again, and not checked while they are slow.
+    """
+
+    def __init__(self, socket: Path, token: str | None) -> None:
+        self._socket = socket
+        self._token = token
+        self._unchecked: set[str] = set()
+
+    async def revive(self, servers: Sequence[Server]) -> list[Server]:
+        """Those that are used again. Raises OSError, TimeoutError."""
+        self._unchecked &= {server.path for server in servers}
+        all_down = not any(server.up for server in servers)
+        asked = [server for server in servers if all_down or server.path in self._unchecked]
+        alive = []
+        for server, seconds in zip(asked, await asyncio.gather(*map(self._seconds, asked)), strict=True):
+            check = seconds is None or seconds < CHECK_S
+            if check and server.path in self._unchecked:
+                await ask_haproxy(self._socket, f"enable health {server.path}")
+                self._unchecked.remove(server.path)
+            elif not check and server.path not in self._unchecked:
+                await ask_haproxy(self._socket, f"disable health {server.path}")
+                self._unchecked.add(server.path)
+            if seconds is not None:
+                alive.append(server)
+                if not server.up:
+                    await ask_haproxy(self._socket, f"set server {server.path} health up")
+        return alive
+
+    async def _seconds(self, server: Server) -> float | None:
+        """How long it takes to say something; None when it does not."""
+        begin = time.monotonic()
+        status = await ask_status(server.host, server.port, self._token)
+        return None if status is None else time.monotonic() - begin
+
+
+async def keep_giving_up(socket: Path, token: str | None) -> None:
+    """Take from servers that hang what they have, until cancelled; but use those that are only slow if all are down."""
+    hanging, slow = Hanging(), Slow(socket, token)
     while True:
         with contextlib.suppress(OSError, TimeoutError):  # HAProxy is being started, or restarted
-            servers = read_servers(await ask_haproxy(socket, "show servers state"))
-            for path in hanging.find(servers, time.monotonic()):
+            servers = await ask_servers(socket)
+            alive = await slow.revive(servers)
+            for path in hanging.find([server for server in servers if server not in alive], time.monotonic()):
                 await ask_haproxy(socket, f"shutdown sessions server {path}")
         await asyncio.sleep(GIVE_UP_PERIOD_S)
 

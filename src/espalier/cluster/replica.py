@@ -79,7 +79,9 @@ class Engine:
         await self._service.start({name: await self._fetch(digest, f"model-{name}") for name, digest in models.items()})
         _Application.current = create_app(self._service)
         socket = settings.HAPROXY / ray.get_runtime_context().get_node_id() / settings.SOCKET
-        self._balancing = asyncio.gather(balance.keep_balanced(socket, config.token), balance.keep_giving_up(socket))
+        self._balancing = asyncio.gather(
+            balance.keep_balanced(socket, config.token), balance.keep_giving_up(socket, config.token)
+        )
 
     async def _fetch(self, digest: str, place: str) -> Path:
         """What :func:`deploy` put into the store, in a folder of its own."""

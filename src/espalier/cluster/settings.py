@@ -23,6 +23,8 @@ BODY_BYTES = 1 << 20
 """Largest body in a cluster: HAProxy keeps a request's whole body until it is answered, to send it to another node."""
 CONNECT_S = 1
 """HAProxy tries a machine for so long."""
+CHECK_S = 0.25
+"""HAProxy checks a machine as often, and takes one out that fails twice to answer within it."""
 SLOWEST_S = 30
 """No legal request takes longer; what takes longer is sent to another node."""
 
@@ -92,7 +94,7 @@ def environment(ip: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": str(CONNECT_S),
         "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(SLOWEST_S),
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BODY_BYTES + 64 * 1024),
-        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "250ms",
+        "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"{round(CHECK_S * 1000)}ms",
         "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
         # With weights by measured speed (balance.py) this is the simulation's weighted-connections.
         "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "leastconn",
