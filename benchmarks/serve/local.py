@@ -173,6 +173,7 @@ class Bench:
         before = _memory(self._server.pid)
         connections = [socket.create_connection(("127.0.0.1", HTTP)) for _ in range(IDLE)]
         try:
+            time.sleep(5)  # until all are accepted
             among = self.added_latency(Http)
             after = _memory(self._server.pid)
         finally:
