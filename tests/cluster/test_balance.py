@@ -182,7 +182,8 @@ def test_when_all_are_down_those_that_answer_are_used(tmp_path: Path, monkeypatc
 
     asyncio.run(run())
     path = "http-espalier/SERVE_REPLICA_a"
-    assert commands == [f"disable health {path}", f"set server {path} health up", f"enable health {path}"]
+    off, on, up = (f"{do} {path}" for do in ("disable health", "enable health", "set server"))
+    assert commands == [off, f"{up} health up", off, on]
 
 
 HAPROXY = """

@@ -171,7 +171,7 @@ class Slow:
             if check and server.path in self._unchecked:
                 await ask_haproxy(self._socket, f"enable health {server.path}")
                 self._unchecked.remove(server.path)
-            elif not check and server.path not in self._unchecked:
+            elif not check:  # again and again: an HAProxy that was restarted checks all
                 await ask_haproxy(self._socket, f"disable health {server.path}")
                 self._unchecked.add(server.path)
             if seconds is not None:
