@@ -5,6 +5,7 @@
 Takes the sentences of the STS benchmark's *training* part, the sentences of SST-2, the questions and the sentences of
 the paragraphs of SQuAD's training part, and the standard library's documentation of Python. Nothing of a development or
 test part is taken, and a text that occurs in the development or test part of the STS benchmark is left out.
+``--repeat stsb=8`` writes the texts of a source so often: those like the ones to be judged on are few.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder with stsb, sst2 and squad")
     parser.add_argument("output", type=Path, help="the text file to write")
     parser.add_argument("--sources", nargs="+", default=["stsb", "sst2", "squad", "pydoc"], help="which to take")
+    parser.add_argument("--repeat", nargs="+", default=[], metavar="SOURCE=TIMES", help="write a source's texts so often")
     arguments = parser.parse_args()
     sources = {
         "stsb": lambda: stsb(arguments.data, "train"),
@@ -66,19 +68,23 @@ def main() -> None:
     if unknown := set(arguments.sources) - set(sources):
         sys.exit(f"unknown sources {sorted(unknown)}: expected some of {', '.join(sources)}")
     held_out = {" ".join(text.split()) for part in ("dev", "test") for text in stsb(arguments.data, part)}
-    seen: dict[str, None] = {}
+    times = dict(entry.partition("=")[::2] for entry in arguments.repeat)
+    if wrong := [entry for entry in times.items() if entry[0] not in arguments.sources or not entry[1].isdigit()]:
+        sys.exit(f"--repeat: expected SOURCE=TIMES of {', '.join(arguments.sources)}, got {'='.join(wrong[0])}")
+    seen: dict[str, int] = {}
     for name in arguments.sources:
         before = len(seen)
         for text in sources[name]():
             line = " ".join(text.split())
             if len(line) <= MOST_CHARACTERS and len(line.split()) >= FEWEST_WORDS and line not in held_out:
-                seen[line] = None
+                seen.setdefault(line, int(times.get(name, 1)))
         print(f"{name}: {len(seen) - before} texts")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     partial = arguments.output.with_suffix(".partial")
-    partial.write_text("\n".join(seen) + "\n", encoding="utf-8")
+    lines = [line for line, count in seen.items() for _ in range(count)]
+    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
     partial.replace(arguments.output)
-    print(f"{arguments.output}: {len(seen)} texts")
+    print(f"{arguments.output}: {len(lines)} texts")
 
 
 if __name__ == "__main__":

@@ -69,6 +69,53 @@ class Tally:
         return found
 
 
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection, with one request under way at a time. Streams would cost more than the server does."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        self._transport: Any = None
+        self._answer: asyncio.Future[tuple[bytes, bytes]] | None = None
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(exc or EOFError("the server hung up"))
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, ended, body = self._received.partition(b"\r\n\r\n")
+        if not ended or self._answer is None:
+            return
+        head = head.lower()
+        at = head.index(b"content-length:") + 15
+        if len(body) >= int(head[at:].split(b"\r\n", 1)[0]) and not self._answer.done():
+            self._answer.set_result((head, body))
+
+    async def ask(self, request: bytes) -> tuple[bytes, bytes]:
+        """The head, in lower case, and the body of the answer. Raises OSError, EOFError."""
+        loop = asyncio.get_running_loop()
+        self._received, self._answer = b"", loop.create_future()
+        late = loop.call_later(TIMEOUT_S, self.close)
+        try:
+            self._transport.write(request)
+            return await self._answer
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            late.cancel()
+
+    def close(self) -> None:
+        """Hang up."""
+        self.lost = True
+        self._transport.abort()
+
+
 class Http:
     """Binary requests over keep-alive connections, as many as are ever under way at once.
 
@@ -85,7 +132,7 @@ class Http:
     ) -> None:
         self._port = port
         self._requests = [self._encode(model, feeds, output) for feeds in samples]
-        self._free: dict[str, list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]] = {host: [] for host in hosts}
+        self._free: dict[str, list[_Connection]] = {host: [] for host in hosts}
 
     @staticmethod
     def parts(feeds: dict[str, np.ndarray], output: str) -> tuple[bytes, bytes]:
@@ -127,31 +174,24 @@ class Http:
 
     async def _ask(self, host: str, number: int) -> tuple[int, bytes]:
         free = self._free[host]
-        while free and free[-1][0].at_eof():  # it hung up meanwhile, which says nothing about this request
-            free.pop()[1].close()
-        pair = free.pop() if free else await asyncio.open_connection(host, self._port)
-        reader, writer = pair
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                writer.write(self._requests[number % len(self._requests)])
-                head = await reader.readuntil(b"\r\n\r\n")
-                lines = head.lower().split(b"\r\n")
-                length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
-                body = await reader.readexactly(length)
-        except BaseException:
-            writer.close()
-            raise
-        if b"connection: close" in lines:  # HAProxy says so when it is replaced by one with other machines
-            writer.close()
+        while free and free[-1].lost:  # it hung up meanwhile, which says nothing about this request
+            free.pop()
+        if free:
+            connection = free.pop()
         else:
-            free.append(pair)
+            _, connection = await asyncio.get_running_loop().create_connection(_Connection, host, self._port)
+        head, body = await connection.ask(self._requests[number % len(self._requests)])
+        if b"\nconnection: close" in head:  # HAProxy says so when it is replaced by one with other machines
+            connection.close()
+        else:
+            free.append(connection)
         return int(head[9:12]), body
 
     async def close(self) -> None:
         """Close every connection."""
         for free in self._free.values():
-            for _, writer in free:
-                writer.close()
+            for connection in free:
+                connection.close()
 
 
 class Grpc:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import machine
@@ -123,7 +124,7 @@ class Bench:
             await connected.close()
             return tally.summary(seconds)
 
-        found = asyncio.run(run())
+        found = uvloop.run(run())
         return {**found, "of_engine": found["per_s"] / self.found["stages"]["engine"]["per_s"]}
 
     def added_latency(self, client: type[Http] | type[Grpc]) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class Bench:
             await connected.close()
             return added
 
-        values = np.percentile(np.array(asyncio.run(run())) * 1e3, (25, 50, 75)).round(3).tolist()
+        values = np.percentile(np.array(uvloop.run(run())) * 1e3, (25, 50, 75)).round(3).tolist()
         return dict(zip(("p25_ms", "p50_ms", "p75_ms"), values, strict=True))
 
     def overload(self) -> dict[str, Any]:
@@ -164,7 +165,7 @@ class Bench:
             await connected.close()
             return {**tally.summary(seconds), "recovered_s": time.perf_counter() - end}
 
-        found = asyncio.run(run())
+        found = uvloop.run(run())
         return {**found, "of_peak": found["per_s"] / peak, "memory_mib": [before, _memory(self._server.pid)]}
 
     def idle(self) -> dict[str, Any]:
@@ -211,7 +212,7 @@ class Bench:
             await connected.close()
             return found
 
-        by_minute = asyncio.run(run())
+        by_minute = uvloop.run(run())
         settled = by_minute[min(WARM_MINUTES, minutes - 1) :]
         third = max(1, len(settled) // 3)
         early, late = (

@@ -160,6 +160,8 @@ class Session:
         self._settings = settings
         self._fallback: OrtStep | None = None
         self._lock = threading.Lock()
+        shapes = [kind.shape for kind in map(program.types.get, program.inputs) if kind is not None]
+        self._batched = all(shape is not None and len(shape) > 1 and isinstance(shape[0], str) for shape in shapes)
         self._whole = steps[0] if len(steps) == 1 and isinstance(steps[0], OrtStep) and steps[0].segment.whole else None
 
     def __repr__(self) -> str:
@@ -262,7 +264,7 @@ class Session:
         checks.check_names(feeds, self._program.inputs)
         checks.check_arrays(self._program, feeds)
         step = self._steps[0] if len(self._steps) == 1 else None
-        if not isinstance(step, NativeStep) or any(feeds[name].size == 0 for name in self._program.inputs):
+        if not isinstance(step, NativeStep) or not all(feeds[name].size for name in self._program.inputs):
             return False
         try:
             step.check(feeds)
@@ -270,8 +272,7 @@ class Session:
             if self._original is None:
                 raise
             return False
-        shapes = [kind.shape for kind in map(self._program.types.get, self._program.inputs) if kind is not None]
-        return all(shape is not None and len(shape) > 1 and isinstance(shape[0], str) for shape in shapes)
+        return self._batched
 
     def warm_up(self, lengths: Sequence[int] = TYPICAL_LENGTHS, *, tokens: int | None = None) -> float:
         """Do what the first runs would otherwise pay for, and return the seconds it took. Does nothing on a CPU.

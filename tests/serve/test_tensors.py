@@ -35,7 +35,7 @@ def test_numbers_survive_both_ways(found: tuple[str, np.ndarray]) -> None:
     values = tensors.from_values("x", datatype, array.shape, tensors.to_values(array))
     np.testing.assert_array_equal(values, array)
     np.testing.assert_array_equal(tensors.from_values("x", datatype, array.shape, array.tolist()), array)
-    assert tensors.datatype_of_array(array) == datatype
+    assert tensors.datatype_of_dtype(array.dtype) == datatype
 
 
 @given(st.lists(st.text(max_size=5), min_size=1, max_size=4))

@@ -14,7 +14,9 @@ from espalier.ir.graph import Graph, Node, TensorType
 from espalier.passes.partition import Program
 
 _INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in (1, 2, 4, 8)}
 _PLAIN = frozenset({"float16", "float32", "float64", "bool"} | _INTEGERS)
+_NUMPY = {name: np.dtype(name) for name in _PLAIN}
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -80,16 +82,8 @@ def check_array(name: str, array: Any, kind: TensorType) -> None:
             f"input {name!r} must be a NumPy array of {kind.dtype}; got {type(array).__name__}: "
             f"pass numpy.asarray(value, dtype=numpy.{kind.dtype})"
         )
-    wanted = "object" if kind.dtype in ("str", "string") else kind.dtype
-    if array.dtype.name != wanted and not (wanted == "object" and array.dtype.kind in "OUS"):
-        raise InputTypeError(
-            f"input {name!r} must be {kind.dtype}; got {array.dtype.name}: pass {name}.astype(numpy.{kind.dtype})"
-        )
-    if not array.dtype.isnative:
-        raise InputTypeError(
-            f"input {name!r} must be in this machine's byte order; got {array.dtype.str}: "
-            f"pass {name}.astype(numpy.{kind.dtype})"
-        )
+    if array.dtype != _NUMPY.get(kind.dtype):
+        _check_dtype(name, array.dtype, kind)
     if kind.shape is None:
         return
     if array.ndim != len(kind.shape):
@@ -103,6 +97,19 @@ def check_array(name: str, array: Any, kind: TensorType) -> None:
                 f"input {name!r} must have extent {wanted_extent} on axis {axis} {_shape(kind)}; "
                 f"got {extent}, shape {array.shape}: reshape it, or export the model with that axis dynamic"
             )
+
+
+def _check_dtype(name: str, dtype: np.dtype[Any], kind: TensorType) -> None:
+    wanted = "object" if kind.dtype in ("str", "string") else kind.dtype
+    if dtype.name != wanted and not (wanted == "object" and dtype.kind in "OUS"):
+        raise InputTypeError(
+            f"input {name!r} must be {kind.dtype}; got {dtype.name}: pass {name}.astype(numpy.{kind.dtype})"
+        )
+    if not dtype.isnative:
+        raise InputTypeError(
+            f"input {name!r} must be in this machine's byte order; got {dtype.str}: "
+            f"pass {name}.astype(numpy.{kind.dtype})"
+        )
 
 
 def _bind(name: str, shape: tuple[int, ...], kind: TensorType, extents: dict[str, tuple[int, str]]) -> None:
@@ -145,8 +152,8 @@ class ValueCheck:
         if array.size == 0:
             return
         if self.kind == "ids":
-            low, high = int(array.min()), int(array.max())
-            if low < 0 or high >= self.limit:
+            if _highest(array) >= self.limit:
+                low, high = int(array.min()), int(array.max())
                 raise InputShapeError(
                     f"input {self.name!r} must hold ids from 0 to {self.limit - 1} (the rows of table {self.table!r}); "
                     f"got {low if low < 0 else high}: use the tokenizer that belongs to this model"
@@ -155,7 +162,7 @@ class ValueCheck:
             self._long(array.shape[-1] + self.offset, array.shape[-1])
         elif self.kind == "counted":
             self._long(int((array != self.offset).sum(axis=-1).max()) + self.offset + 1, array.shape[-1])
-        elif array.dtype != np.bool_ and not ((array == 0) | (array == 1)).all():
+        elif array.dtype != np.bool_ and not _holds_flags(array):
             odd = array[(array != 0) & (array != 1)].flat[0]
             raise MaskValueError(
                 f"mask {self.name!r} must hold only 0 (padding) and 1 (token); got {odd}: "
@@ -169,6 +176,17 @@ class ValueCheck:
                 f"input {self.name!r} has {length} tokens, but the position table {self.table!r} has room for {room}: "
                 "truncate the text, or split it into shorter passages"
             )
+
+
+def _highest(array: np.ndarray) -> int:
+    """The highest integer, where a negative one counts as beyond all others: one pass instead of two."""
+    return int(array.view(_UNSIGNED[array.dtype.itemsize]).max())
+
+
+def _holds_flags(array: np.ndarray) -> bool:
+    if array.dtype.kind in "iu":
+        return _highest(array) <= 1
+    return bool(((array == 0) | (array == 1)).all())
 
 
 class MaskValueError(InputShapeError):

@@ -18,8 +18,8 @@ from espalier.errors import TrainingError
 
 _SINGULAR = 1e-13
 """A pivot this much smaller than its diagonal is rounding, not information."""
-_CHUNK = 1 << 25
-"""Numbers in the matrices that are solved at a time."""
+_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 25}
+"""Numbers in the matrices that are solved at a time: on a CPU so few that they stay in its caches."""
 
 
 def dampen(matrix: Tensor, share: float) -> Tensor:
@@ -168,12 +168,12 @@ def refit(weight: Tensor, hessian: Tensor, kept: Tensor, groups: Groups) -> Tens
     counts = columns.sum(1)
     order = counts.argsort(descending=True)  # rows of like size together, so that little is padded
     result = torch.zeros_like(right)
-    begin = 0
+    begin, chunk = 0, _CHUNK.get(weight.device.type, _CHUNK["cuda"])
     while begin < len(order):
         width = int(counts[order[begin]])
         if not width:
             break
-        rows = order[begin : begin + max(1, _CHUNK // (width * width))]
+        rows = order[begin : begin + max(1, chunk // (width * width))]
         begin += len(rows)
         # The first `width` places of a stable sort are the kept columns, then others that fill up.
         index = columns[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :width]

@@ -95,7 +95,7 @@ class Dispatcher:
 
         Raises what that raises, QueueFullError, DeadlineError or SchedulerClosedError.
         """
-        names = tuple(choose_outputs(outputs, [info.name for info in model.outputs]))
+        names = tuple(choose_outputs(outputs, model.output_names))
         if not model.session.check(feeds):
             tokens = max((math.prod(np.shape(array)[:2]) for array in feeds.values()), default=1)
             (arrays,) = await self._submit(model, [(_Whole(feeds, names), tokens)], options)
@@ -118,7 +118,7 @@ class Dispatcher:
     async def learn(self, model: Model) -> None:
         """Run a little, so that the model is warm and the scheduler knows its speed before the first request."""
         feeds = {info.name: np.ones(_TEACHING_TOKENS, np.int64) for info in model.inputs[:1]}
-        rows = [(_Row(feeds, tuple(info.name for info in model.outputs)), _TEACHING_TOKENS)] * _TEACHING_ROWS
+        rows = [(_Row(feeds, model.output_names), _TEACHING_TOKENS)] * _TEACHING_ROWS
         for _ in range(_TEACHING_ROUNDS):
             try:
                 await self._submit(model, rows, Options())
@@ -167,21 +167,19 @@ class Dispatcher:
             self.metrics.cancelled.inc(self._scheduler.cancel(*work.items))
         work.items.clear()  # items know their work, and a cycle would live on for a while
 
-    def _measure(self, items: Sequence[Item]) -> None:
+    def _measure(self, items: Sequence[Item], now: float) -> None:
         model: Any = items[0].model
-        metrics, name, tokens = self.metrics, model.name, sum(item.tokens for item in items)
-        metrics.stage_seconds.labels("compute").observe(time.monotonic() - items[0].started)
-        metrics.batch_sequences.labels(name).observe(len(items))
-        metrics.batch_tokens.labels(name).observe(tokens)
-        metrics.tokens.labels(name).inc(tokens)
-        queued = metrics.stage_seconds.labels("queue").observe
+        batches, tokens = self.metrics.batches(model.name), sum(item.tokens for item in items)
+        self.metrics.compute.observe(now - items[0].started)
+        batches.sequences.observe(len(items))
+        batches.tokens.observe(tokens)
+        batches.total.inc(tokens)
         for item in items:
-            queued(item.started - item.arrived)
+            self.metrics.queue.observe(item.started - item.arrived)
 
     def _finish(self, items: list[Item], results: Sequence[Any]) -> None:
         """The scheduler's callback, in its threads."""
-        if items[0].started:  # else their deadlines passed
-            self._measure(items)
+        now = time.monotonic()
         done: list[_Work] = []
         with self._lock:
             for item, result in zip(items, results, strict=True):
@@ -192,6 +190,8 @@ class Dispatcher:
                     done.append(work)
         if done and self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_resolve, done)
+        if items[0].started:  # else their deadlines passed
+            self._measure(items, now)
 
 
 def _resolve(done: Sequence[_Work]) -> None:
@@ -222,7 +222,7 @@ def _run(model: Any, payloads: list[Any]) -> list[Any]:
 
 def _run_rows(model: Model, rows: Mapping[int, _Row], results: list[Any]) -> list[Any]:
     wanted = {name for row in rows.values() for name in row.outputs}
-    names = [info.name for info in model.outputs if info.name in wanted]
+    names = [name for name in model.output_names if name in wanted]
     found = dict(zip(names, model.session.run_ragged(names, [row.feeds for row in rows.values()]), strict=True))
     for place, (i, row) in enumerate(rows.items()):
         results[i] = [found[name][place] for name in row.outputs]

@@ -34,6 +34,7 @@ class Model:
         self.session = session
         self.inputs = session.get_inputs()
         self.outputs = session.get_outputs()
+        self.output_names = tuple(info.name for info in self.outputs)
         self.pipeline = choose(session, path if path.is_dir() else path.parent)
 
     @property

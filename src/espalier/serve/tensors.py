@@ -6,6 +6,7 @@ Specification: https://github.com/kserve/open-inference-protocol
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Sequence
@@ -42,13 +43,13 @@ def datatype_of(info: TensorInfo) -> str:
     return _BY_ELEMENT.get(element, info.type)
 
 
-def datatype_of_array(array: np.ndarray) -> str:
-    """The protocol's name for an array's type. Raises InputTypeError when it has none."""
-    element = "string" if array.dtype.kind in "OUS" else {"float32": "float", "float64": "double"}.get(
-        array.dtype.name, array.dtype.name
-    )  # fmt: skip
+@functools.lru_cache(maxsize=64)
+def datatype_of_dtype(dtype: np.dtype[Any]) -> str:
+    """The protocol's name for the type of an array. Raises InputTypeError when it has none."""
+    plain = {"float32": "float", "float64": "double"}
+    element = "string" if dtype.kind in "OUS" else plain.get(dtype.name, dtype.name)
     if element not in _BY_ELEMENT:
-        raise InputTypeError(f"an output of type {array.dtype.name} has no form in the protocol")
+        raise InputTypeError(f"an output of type {dtype.name} has no form in the protocol")
     return _BY_ELEMENT[element]
 
 
@@ -64,7 +65,9 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], data: bytes | mem
         raise InputShapeError(
             f"input {name!r}: {datatype} of shape {list(shape)} takes {count * dtype.itemsize} bytes; got {len(data)}"
         )
-    array = np.require(np.frombuffer(data, dtype).reshape(shape), requirements="A")
+    array: np.ndarray = np.ndarray(shape, dtype, data)
+    if not array.flags.aligned:
+        array = array.copy()
     if datatype == "BOOL" and np.frombuffer(data, np.uint8).max(initial=0) > 1:
         raise InputTypeError(f"input {name!r}: a BOOL is a byte of 0 or 1")
     return _without_nan(name, array)
@@ -116,7 +119,7 @@ def _expect(name: str, datatype: str, shape: Sequence[int]) -> tuple[np.dtype[An
         raise InputTypeError(f"input {name!r}: unknown datatype {datatype!r}; known: {', '.join(DTYPES)}")
     if len(shape) > _MAX_RANK:
         raise InputShapeError(f"input {name!r}: {len(shape)} dimensions; at most {_MAX_RANK} are served")
-    if any(extent < 1 for extent in shape):
+    if shape and min(shape) < 1:
         raise InputShapeError(f"input {name!r}: shape {list(shape)} holds nothing; every extent must be at least 1")
     return dtype, math.prod(shape)
 

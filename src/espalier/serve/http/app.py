@@ -91,7 +91,7 @@ def operations(service: Service) -> list[Operation]:
 def create_app(service: Service) -> ASGIApp:
     """The application. The service is started and ended by whoever runs it."""
     routes = []
-    for operation in operations(service):
+    for operation in sorted(operations(service), key=lambda one: one.request is None):  # work first: found sooner
         endpoint = Endpoint(service, operation.name, operation.handler, openai=operation.tag == "OpenAI")
         routes += [Route(path, endpoint.respond, methods=[operation.method]) for path in operation.paths]
     handlers: Any = {404: _unknown_address, 405: _wrong_method}

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from espalier.errors import EspalierError
 from espalier.serve import status
 from espalier.serve.http.body import read_body
+from espalier.serve.http.guard import GONE
 from espalier.serve.http.problems import HttpError, code_of, response_to
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Endpoint:
         except Exception as error:  # noqa: BLE001 - a bug in one request must not be the end of the server
             response = self._failed(error)
         self._seconds.observe(time.perf_counter() - call.started)
-        self._service.metrics.requests.labels("http", self._name, call.model, str(response.status_code)).inc()
+        self._service.metrics.count_request("http", self._name, call.model, str(response.status_code))
         return response
 
     async def _answer(self, call: Call) -> Response:
@@ -71,16 +72,28 @@ class Endpoint:
 
     async def _unless_left(self, call: Call) -> Response:
         """Run the handler; stop it when the client goes away. Raises ClientDisconnect."""
-        work = asyncio.ensure_future(self._handler(call))
-        left = asyncio.ensure_future(call.request.receive())  # after the body, this only returns for that
+        gone, task = call.request.scope.get(GONE), asyncio.current_task()
+        if gone is None or task is None:
+            return await self._handler(call)  # not by our protocol: nobody says
+        if gone.done():
+            raise ClientDisconnect
+        working = True
+
+        def stop(_: object) -> None:
+            if working:
+                task.cancel()
+
+        gone.add_done_callback(stop)
         try:
-            await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientDisconnect
-            return work.result()
+            return await self._handler(call)
+        except asyncio.CancelledError:
+            if not gone.done():
+                raise
+            task.uncancel()
+            raise ClientDisconnect from None
         finally:
-            work.cancel()
-            left.cancel()
+            working = False
+            gone.remove_done_callback(stop)
 
     def _failed(self, error: Exception) -> Response:
         reason = status.status_of(error).refusal or ("too-large" if code_of(error) == 413 else "")

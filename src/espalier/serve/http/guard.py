@@ -16,6 +16,11 @@ OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/v2/health/live", "/v2/h
 """Paths that need no token: probes carry none, and the pages hold nothing of the models."""
 
 
+GONE = "espalier.gone"
+"""Key of an ASGI scope: a future that is done once the connection is lost. Cheaper for every request than a task that
+waits for the message which says so."""
+
+
 class Guard:
     """Refuses requests without the token, and those that a browser sends for a page of another origin."""
 
@@ -60,6 +65,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Somebody connected, who must say something."""
         super().connection_made(transport)
+        self._gone = self.loop.create_future()
         self._head: int | None = None  # bytes of the head so far, None between heads
         # As long as between requests: a client may connect ahead of its need.
         self._timer: asyncio.TimerHandle | None = self.loop.call_later(self.timeout_keep_alive, self._too_slow)
@@ -67,6 +73,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over."""
         self._stop_timer()
+        if not self._gone.done():  # the loop may be at its end and have cancelled it
+            self._gone.set_result(None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -82,6 +90,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
+        self.scope[GONE] = self._gone  # type: ignore[typeddict-unknown-key]
         self._head = 0
         self._stop_timer()
         self._timer = self.loop.call_later(self.head_timeout, self._too_slow)

@@ -77,7 +77,7 @@ class Tasks:
     def _model(self, call: Call, name: str | None, kind: Any) -> Any:
         model = self._service.models.for_task(name, kind)
         call.model = model.name
-        self._service.metrics.stage_seconds.labels("decode").observe(time.perf_counter() - call.started)
+        self._service.metrics.decode.observe(time.perf_counter() - call.started)
         return model
 
     async def _run(self, model: Model, prepared: Prepared[Any]) -> Any:

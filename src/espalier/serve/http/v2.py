@@ -61,7 +61,7 @@ class OpenInference:
         """Run a model."""
         model = self._model(call)
         request, feeds = read_request(call.body, call.request.headers.get(HEADER))
-        self._observe("decode", call.started)
+        self._service.metrics.decode.observe(time.perf_counter() - call.started)
         found = await self._service.dispatcher.infer(
             model,
             feeds,
@@ -70,7 +70,7 @@ class OpenInference:
         )
         start = time.perf_counter()
         response = write_response(model, request, found)
-        self._observe("encode", start)
+        self._service.metrics.encode.observe(time.perf_counter() - start)
         return response
 
     async def index(self, call: Call) -> Response:
@@ -92,9 +92,6 @@ class OpenInference:
         model = self._service.models.get(path["name"], path.get("version", ""))
         call.model = model.name
         return model
-
-    def _observe(self, stage: str, start: float) -> None:
-        self._service.metrics.stage_seconds.labels(stage).observe(time.perf_counter() - start)
 
 
 def read_request(body: bytes, header: str | None) -> tuple[schema.InferRequest, dict[str, np.ndarray]]:
@@ -151,7 +148,7 @@ def write_response(model: Model, request: schema.InferRequest, found: Mapping[st
     outputs: list[schema.InferOutput] = []
     blobs: list[bytes] = []
     for name, array in found.items():
-        output = schema.InferOutput(name, list(array.shape), tensors.datatype_of_array(array))
+        output = schema.InferOutput(name, list(array.shape), tensors.datatype_of_dtype(array.dtype))
         if wanted.get(name, default):
             blobs.append(tensors.to_bytes(array))
             output.parameters = {"binary_data_size": len(blobs[-1])}

@@ -60,7 +60,7 @@ def write_response(make: Any, model: Model, request_id: str, found: Mapping[str,
     """A ModelInferResponse, whose class is ``make``, with raw contents."""
     response = make(model_name=model.name, model_version=model.version, id=request_id)
     for name, array in found.items():
-        response.outputs.add(name=name, datatype=tensors.datatype_of_array(array), shape=array.shape)
+        response.outputs.add(name=name, datatype=tensors.datatype_of_dtype(array.dtype), shape=array.shape)
         response.raw_output_contents.append(tensors.to_bytes(array))
     return response
 

@@ -113,7 +113,7 @@ class _Call:
             error, code = caught, status.status_of(caught).grpc
         finally:
             self._seconds.observe(time.perf_counter() - start)
-            self._service.metrics.requests.labels("grpc", self._name, "", code).inc()
+            self._service.metrics.count_request("grpc", self._name, "", code)
         if error is not None:
             await self._fail(error, code, context)
         return response
@@ -177,13 +177,12 @@ class _Protocol:
         priority, timeout = run_parameters(codec.parameters_of(request.parameters))
         limits = [limit for limit in (timeout, context.time_remaining()) if limit is not None]
         options = service.options(priority, min(limits, default=None))
-        stages = service.metrics.stage_seconds
-        stages.labels("decode").observe(time.perf_counter() - start)
+        service.metrics.decode.observe(time.perf_counter() - start)
         names = [output.name for output in request.outputs] or None
         found = await service.dispatcher.infer(model, feeds, names, options)
         start = time.perf_counter()
         response = codec.write_response(make, model, request.id, found)
-        stages.labels("encode").observe(time.perf_counter() - start)
+        service.metrics.encode.observe(time.perf_counter() - start)
         return response
 
     async def repository_index(self, request: Any, context: Any, make: Any) -> Any:
