@@ -165,12 +165,16 @@ void Weight::pack_dense(const SparseMatrix& s) {
   packed_.units = round_up(s.rows, kRowBlock) / kRowBlock;
   values_.resize(static_cast<std::size_t>(packed_.units) * kRowBlock * static_cast<std::size_t>(s.columns));
   values_.zero();
+  const std::size_t rows = static_cast<std::size_t>(packed_.units) * kRowBlock;
   for (int m = 0; m < s.rows; ++m) {
-    float* quad = values_.data() +
-                  static_cast<std::size_t>(m / kRowBlock) * kRowBlock * static_cast<std::size_t>(s.columns) +
-                  m % kRowBlock;
-    for (std::uint32_t i = s.starts[static_cast<std::size_t>(m)]; i < s.starts[static_cast<std::size_t>(m) + 1]; ++i)
-      quad[static_cast<std::size_t>(s.indices[i]) * kRowBlock] = s.values[i];
+    const std::size_t quad = static_cast<std::size_t>(m / kRowBlock) * kRowBlock;
+    for (std::uint32_t i = s.starts[static_cast<std::size_t>(m)]; i < s.starts[static_cast<std::size_t>(m) + 1]; ++i) {
+      const int column = s.indices[i], first = column / packed_.chunk * packed_.chunk;
+      const int width = std::min(packed_.chunk, s.columns - first);
+      values_[static_cast<std::size_t>(first) * rows + quad * static_cast<std::size_t>(width) +
+              static_cast<std::size_t>(column - first) * kRowBlock + static_cast<std::size_t>(m % kRowBlock)] =
+          s.values[i];
+    }
   }
 }
 

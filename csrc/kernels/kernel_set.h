@@ -18,7 +18,7 @@ inline constexpr int kRowBlock = 4;
 inline constexpr int kRowStep = 32;
 
 enum class WeightFormat : std::uint8_t {
-  dense,         // values[M/4][K][4]
+  dense,         // values[chunk][M/4][columns of the chunk][4]
   unstructured,  // per chunk of K and row: values[nnz], offsets[nnz]
   block4x1,      // per chunk of K and four rows: values[blocks][4], offsets[blocks]
 };

@@ -3,6 +3,19 @@
 // R is the number of groups in the panel. A weight is broadcast against R vectors of tokens. Columns are taken in
 // chunks whose slice of the panel stays in the L1 cache; between chunks the partial sums rest in y.
 
+// Weights are read once, front to back. Short sequences need them faster than the processor fetches them by itself,
+// which stops at the end of every small page.
+constexpr int kAhead = 2048;
+constexpr int kLine = 64;
+
+// What follows in `kAhead` bytes, as much as is being read now.
+template <int R, class T>
+inline void fetch_ahead(const T* p, int count) {
+  if constexpr (R > 1) return;
+  const char* ahead = reinterpret_cast<const char*>(p) + kAhead;
+  for (int i = 0; i < count * static_cast<int>(sizeof(T)); i += kLine) __builtin_prefetch(ahead + i);
+}
+
 template <int R>
 inline void start_row(V (&acc)[R], bool first, const float* y, const Epilogue& e, int row) {
   if (!first) {
@@ -29,6 +42,8 @@ inline void unstructured_row(const PackedWeight& w, int c, int row, const float*
   const float* value = w.values + starts[row];
   const std::uint16_t* offset = w.offsets + starts[row];
   const int n = static_cast<int>(starts[row + 1] - starts[row]);
+  fetch_ahead<R>(value, n);
+  fetch_ahead<R>(offset, n);
   V acc[kSets][R];
   start_row<R>(acc[0], c == 0, y, e, row);
   if constexpr (kSets == 2) UNROLL for (int r = 0; r < R; ++r) acc[1][r] = V::zero();
@@ -57,6 +72,8 @@ inline void block4x1_rows(const PackedWeight& w, int c, int row, const float* x,
   const float* value = w.values + static_cast<long>(starts[0]) * kRowBlock;
   const std::uint16_t* offset = w.offsets + starts[0];
   const int n = static_cast<int>(starts[1] - starts[0]);
+  fetch_ahead<R>(value, n * kRowBlock);
+  fetch_ahead<R>(offset, n);
   V acc[kRowBlock][R];
   UNROLL for (int q = 0; q < kRowBlock; ++q) start_row<R>(acc[q], c == 0, y, e, row + q);
   for (int i = 0; i < n; ++i, value += kRowBlock) {
@@ -75,10 +92,11 @@ template <int R>
 inline void dense_rows(const PackedWeight& w, int c, int row, const float* x, float* y, const Epilogue& e) {
   const int first = c * w.chunk;
   const int n = w.columns - first < w.chunk ? w.columns - first : w.chunk;
-  const float* value = w.values + (static_cast<long>(row) * w.columns + static_cast<long>(first) * kRowBlock);
+  const float* value = w.values + static_cast<long>(first) * w.units * kRowBlock + static_cast<long>(row) * n;
   V acc[kRowBlock][R];
   UNROLL for (int q = 0; q < kRowBlock; ++q) start_row<R>(acc[q], c == 0, y, e, row + q);
   for (int i = 0; i < n; ++i, value += kRowBlock, x += NB) {
+    __builtin_prefetch(value + kAhead / sizeof(float));
     V lane[R];
     UNROLL for (int r = 0; r < R; ++r) lane[r] = V::load(x + r * V::lanes);
     UNROLL for (int q = 0; q < kRowBlock; ++q) {

@@ -23,8 +23,11 @@ template <int R>
 inline void add_blocks(I (&acc)[R], const PackedWeight8& w, int row, const std::uint8_t* x) {
   I other[R];
   UNROLL for (int r = 0; r < R; ++r) other[r] = I::zero();
-  const long end = w.starts[row + 1];
-  for (long n = w.starts[row]; n < end; ++n) {
+  const long begin = w.starts[row], end = w.starts[row + 1];
+  const int bytes = static_cast<int>(end - begin) * 2 * kFeatureBlock;
+  fetch_ahead<R>(w.blocks + begin * 2 * kFeatureBlock, bytes);
+  fetch_ahead<R>(w.offsets + begin * 2, bytes / kFeatureBlock);
+  for (long n = begin; n < end; ++n) {
     const std::int8_t* block = w.blocks + n * 2 * kFeatureBlock;
     const std::uint16_t* offset = w.offsets + n * 2;
     const I first = I::broadcast(block), second = I::broadcast(block + kFeatureBlock);
@@ -65,6 +68,7 @@ inline void add_dense(I (&acc)[Q][R], const PackedWeight8& w, int row, const std
   const std::int8_t* block =
       w.dense + (static_cast<long>(row / kRowBlock) * n * kRowBlock + row % kRowBlock) * kFeatureBlock;
   for (int i = 0; i < n; ++i, block += kRowBlock * kFeatureBlock, x += NB * kFeatureBlock) {
+    __builtin_prefetch(block + kAhead);
     I lane[R];
     UNROLL for (int r = 0; r < R; ++r) lane[r] = I::load(x + r * V::lanes * kFeatureBlock);
     UNROLL for (int q = 0; q < Q; ++q) {
