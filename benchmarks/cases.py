@@ -22,13 +22,14 @@ SQUAD_FEATURES = 10_833
 MINILM = "minilm"
 
 SHAPES: dict[str, tuple[int, int, tuple[int, ...] | None]] = {
+    "1x8": (1, 8, None),  # a query
     "16x128": (16, 128, None),
     "1x128": (1, 128, None),
     "1x384": (1, 384, None),
     "8x384": (8, 384, None),
     "8x384-ragged": (8, 384, SQUAD_OCTILES),
 }
-PEER_SHAPES = ("16x128", "1x128")
+PEER_SHAPES = ("1x8", "16x128", "1x128")
 """Where the peers that compile for one shape (tens of seconds each) are measured unless asked for everywhere."""
 
 
