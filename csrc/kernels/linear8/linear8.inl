@@ -61,13 +61,13 @@ inline void finish_row(I (&acc)[R], const PackedWeight8& w, int row, const std::
   }
 }
 
-// Q neighbouring rows over all inputs.
+// Q neighbouring rows over all inputs. `stride`: bytes from a block of features in x to the next.
 template <int R, int Q>
-inline void add_dense(I (&acc)[Q][R], const PackedWeight8& w, int row, const std::uint8_t* x) {
+inline void add_dense(I (&acc)[Q][R], const PackedWeight8& w, int row, const std::uint8_t* x, int stride) {
   const int n = (w.columns + kFeatureBlock - 1) / kFeatureBlock;
   const std::int8_t* block =
       w.dense + (static_cast<long>(row / kRowBlock) * n * kRowBlock + row % kRowBlock) * kFeatureBlock;
-  for (int i = 0; i < n; ++i, block += kRowBlock * kFeatureBlock, x += NB * kFeatureBlock) {
+  for (int i = 0; i < n; ++i, block += kRowBlock * kFeatureBlock, x += stride) {
     __builtin_prefetch(block + kAhead);
     I lane[R];
     UNROLL for (int r = 0; r < R; ++r) lane[r] = I::load(x + r * V::lanes * kFeatureBlock);
@@ -89,12 +89,15 @@ inline void sparse_rows(const PackedWeight8& w, const std::uint8_t* x, int begin
   }
 }
 
+// `features` is x, or the slice of it that holds its only group.
 template <int R>
-inline void dense_rows(const PackedWeight8& w, const std::uint8_t* x, int begin, int end, float* y, const Epilogue& e) {
+inline void dense_rows(const PackedWeight8& w, const std::uint8_t* x, const std::uint8_t* features, int begin, int end,
+                       float* y, const Epilogue& e) {
+  const int stride = (features == x ? NB : V::lanes) * kFeatureBlock;
   for (int row = begin; row < end; row += kDenseRows) {
     I acc[kDenseRows][R];
     UNROLL for (int q = 0; q < kDenseRows; ++q) start_sums(acc[q], w, row + q, x);
-    add_dense<R, kDenseRows>(acc, w, row, x);
+    add_dense<R, kDenseRows>(acc, w, row, features, stride);
     UNROLL for (int q = 0; q < kDenseRows; ++q, y += NB) finish_row(acc[q], w, row + q, x, y, e);
   }
 }
@@ -113,6 +116,8 @@ inline void tile_rows(const PackedWeight8& w, const std::uint8_t* x, int begin, 
   }
 }
 
+constexpr int kSliceBlocks = 1024;
+
 template <int R>
 void linear8_panel(const PackedWeight8& w, const std::uint8_t* x, float* y, int first_row, int last_row,
                    const Epilogue& e) {
@@ -122,6 +127,11 @@ void linear8_panel(const PackedWeight8& w, const std::uint8_t* x, float* y, int 
   fixed_parameters(e.quantization != nullptr ? *e.quantization : Quantization{}, scale, zero);
   const int rounded = (last_row + kRowBlock - 1) / kRowBlock * kRowBlock;
   take_tiles(w);
+  alignas(64) std::uint8_t slice[R == 1 ? kSliceBlocks * V::lanes * kFeatureBlock : 1];
+  const std::uint8_t* features = x;
+  const int blocks = (w.columns + kFeatureBlock - 1) / kFeatureBlock;
+  if (R == 1 && MAX_GROUPS > 1 && w.format == WeightFormat8::dense8 && !I::tiles && blocks <= kSliceBlocks)
+    features = slice_of(x, blocks, slice);
   // What follows the sums happens while these rows are still in the L1 cache.
   for (int begin = first_row, end; begin < rounded; begin = end) {
     end = (begin / kRowStep + 1) * kRowStep < rounded ? (begin / kRowStep + 1) * kRowStep : rounded;
@@ -131,7 +141,7 @@ void linear8_panel(const PackedWeight8& w, const std::uint8_t* x, float* y, int 
     else if constexpr (I::tiles)
       tile_rows<R>(w, x, begin, end, out, e);
     else
-      dense_rows<R>(w, x, begin, end, out, e);
+      dense_rows<R>(w, x, features, begin, end, out, e);
     if (e.act != Unary::identity) unary_panel(e.act, out, out, end - begin, R);
     if (e.quantization != nullptr) quantize_rows(out, bytes + static_cast<long>(begin) * NB, end - begin, scale, zero);
   }
