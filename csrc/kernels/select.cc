@@ -1,6 +1,7 @@
 #include "kernels/select.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <string>
 
@@ -71,6 +72,9 @@ Isa current_isa() {
 
 int max_chunk(int panel_width) { return 65535 / panel_width + 1; }
 
+// Share of a weight from which it counts as full.
+constexpr double kFull = 0.98;
+
 std::vector<Candidate> candidates(const WeightStats& s, int lanes, int groups) {
   const int width = lanes * groups;
   const double r = groups;
@@ -99,9 +103,13 @@ std::vector<Candidate> candidates(const WeightStats& s, int lanes, int groups) {
     found.push_back({format, chunk, cycles});
   };
   add(WeightFormat::dense, 24 * 1024);
+  // What leaves nothing out computes what dense does, and measuring them would decide by chance.
+  const double units = std::ceil(m / kRowBlock);
+  const bool entries = static_cast<double>(s.nonzeros) < kFull * m * k;
+  const bool blocks = static_cast<double>(s.blocks4x1) < kFull * units * k;
   for (int bytes : {24 * 1024, 36 * 1024, 48 * 1024, 72 * 1024, 144 * 1024}) {
-    add(WeightFormat::unstructured, bytes);
-    add(WeightFormat::block4x1, bytes);
+    if (entries) add(WeightFormat::unstructured, bytes);
+    if (blocks) add(WeightFormat::block4x1, bytes);
   }
   std::stable_sort(found.begin(), found.end(),
                    [](const Candidate& a, const Candidate& b) { return a.cycles < b.cycles; });

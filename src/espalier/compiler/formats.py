@@ -16,7 +16,7 @@ from espalier.cache import MachineCache, cache_folder
 if TYPE_CHECKING:
     from espalier._native import Matrix8, SparseMatrix, Weight, Weight8
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 _WORTH_MEASURING = 1.8
 """Candidates whose estimate exceeds the best one's by this factor are not measured."""
 _MOST_MEASURED = 4
