@@ -147,6 +147,17 @@ TEST(whole_tiles_and_what_is_left_of_them) {
   }
 }
 
+// A panel of one group is copied together, unless it has too many inputs for that.
+TEST(one_group_of_many_inputs) {
+  Random random(79);
+  for (const KernelSet* k : kernel_sets_and_emulations()) {
+    for (int columns : {4093, 4096, 4097}) {
+      const Layer layer = random_layer(random, 6, columns, 127, 0.0);
+      check_layer(*k, layer, quantized(*k, random_panel(random, *k, columns), columns, 1, nullptr), 1);
+    }
+  }
+}
+
 TEST(every_number_of_groups_and_a_residual_in_place) {
   Random random(71);
   for (const KernelSet* k : kernel_sets_and_emulations()) {

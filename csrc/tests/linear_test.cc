@@ -106,6 +106,18 @@ TEST(every_number_of_groups) {
   }
 }
 
+// A panel of one group is copied together, unless its chunk is too wide for that.
+TEST(one_group_and_chunks_of_all_widths) {
+  Random random(6);
+  for (const KernelSet* k : kernel_sets()) {
+    const int nb = k->lanes * k->max_groups, rows = 37, columns = 600;
+    const std::vector<float> w = random_weight(random, rows, columns, 0.0, 1);
+    const std::vector<float> x = random.normals(static_cast<std::size_t>(columns) * static_cast<std::size_t>(nb));
+    for (int chunk : {100, 256, 257, 600})
+      run_case({*k, w, rows, columns, WeightFormat::dense, chunk, 1}, x, {}, 0, rows, false, all_rows(rows));
+  }
+}
+
 TEST(empty_and_full_rows_side_by_side) {
   Random random(3);
   for (const KernelSet* k : kernel_sets()) {
