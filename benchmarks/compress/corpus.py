@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder with stsb, sst2 and squad")
     parser.add_argument("output", type=Path, help="the text file to write")
     parser.add_argument("--sources", nargs="+", default=["stsb", "sst2", "squad", "pydoc"], help="which to take")
-    parser.add_argument("--repeat", nargs="+", default=[], metavar="SOURCE=TIMES", help="write a source's texts so often")
+    parser.add_argument("--repeat", nargs="+", default=[], metavar="SOURCE=TIMES", help="write its texts so often")
     arguments = parser.parse_args()
     sources = {
         "stsb": lambda: stsb(arguments.data, "train"),

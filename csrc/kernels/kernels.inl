@@ -9,6 +9,7 @@ constexpr int NB = V::lanes * MAX_GROUPS;
 #include "kernels/activation/activation.inl"
 #include "kernels/norm/norm.inl"
 #include "kernels/layout/layout.inl"
+#include "kernels/linear/reading.inl"
 #include "kernels/linear/linear.inl"
 #include "kernels/quantize/quantize.inl"
 #include "kernels/linear8/linear8.inl"

@@ -3,19 +3,6 @@
 // R is the number of groups in the panel. A weight is broadcast against R vectors of tokens. Columns are taken in
 // chunks whose slice of the panel stays in the L1 cache; between chunks the partial sums rest in y.
 
-// Weights are read once, front to back. Short sequences need them faster than the processor fetches them by itself,
-// which stops at the end of every small page.
-constexpr int kAhead = 2048;
-constexpr int kLine = 64;
-
-// What follows in `kAhead` bytes, as much as is being read now.
-template <int R, class T>
-inline void fetch_ahead(const T* p, int count) {
-  if constexpr (R > 1) return;
-  const char* ahead = reinterpret_cast<const char*>(p) + kAhead;
-  for (int i = 0; i < count * static_cast<int>(sizeof(T)); i += kLine) __builtin_prefetch(ahead + i);
-}
-
 template <int R>
 inline void start_row(V (&acc)[R], bool first, const float* y, const Epilogue& e, int row) {
   if (!first) {
@@ -108,16 +95,7 @@ inline void dense_rows(const PackedWeight& w, int c, int row, const float* x, in
   UNROLL for (int q = 0; q < kRowBlock; ++q) store_row<R>(acc[q], y, row + q);
 }
 
-// The features of one group side by side. Reading a third of every panel row in turn leads the processor's own fetching
-// astray, and the weights come at half the speed.
 constexpr int kSliceColumns = 256;
-template <class T>
-inline const T* slice_of(const T* x, int columns, T* slice) {
-  constexpr int kWidth = static_cast<int>(V::lanes * sizeof(float) / sizeof(T));
-  for (int i = 0; i < columns; ++i)
-    __builtin_memcpy(slice + i * kWidth, x + i * kWidth * MAX_GROUPS, sizeof(T) * kWidth);
-  return slice;
-}
 
 template <int R>
 void linear_panel(const PackedWeight& w, const float* x, float* y, int first_row, int last_row, const Epilogue& e) {

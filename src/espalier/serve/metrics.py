@@ -41,7 +41,8 @@ class Metrics:
             "espalier_stage_seconds", "Seconds by stage: decode, queue, compute (of a batch), encode.",
             ("stage",), buckets=_SECONDS, registry=registry,
         )  # fmt: skip
-        self.decode, self.queue, self.compute, self.encode = map(stages.labels, ("decode", "queue", "compute", "encode"))
+        self.decode, self.queue = stages.labels("decode"), stages.labels("queue")
+        self.compute, self.encode = stages.labels("compute"), stages.labels("encode")
         self.request_seconds = Histogram(
             "espalier_request_seconds", "Seconds from the last byte of a request to its answer.",
             ("protocol", "endpoint"), buckets=_SECONDS, registry=registry,

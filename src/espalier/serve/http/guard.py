@@ -90,7 +90,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
-        self.scope[GONE] = self._gone  # type: ignore[typeddict-unknown-key]
+        self.scope[GONE] = self._gone  # type: ignore[literal-required]
         self._head = 0
         self._stop_timer()
         self._timer = self.loop.call_later(self.head_timeout, self._too_slow)
