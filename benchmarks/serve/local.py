@@ -72,6 +72,7 @@ class Bench:
         self.model = arguments.model
         self.out = arguments.output
         self.samples = read_samples(arguments.model, arguments.data, 512)
+        self.batches = self._batches()
         self.session = espalier.load(arguments.model, tune=False)
         self.output = next(i.name for i in self.session.get_outputs() if len(i.shape) == 2)
         self.found: dict[str, Any] = {}
@@ -104,7 +105,7 @@ class Bench:
     def _engine_rate(self, seconds: float) -> float:
         """Sequences per second in ragged batches, for at least so long."""
         count, start = 0, time.perf_counter()
-        for batch in itertools.cycle(self._batches()):
+        for batch in itertools.cycle(self.batches):
             self.session.run_ragged([self.output], batch)
             count += len(batch)
             if (spent := time.perf_counter() - start) >= seconds:

@@ -165,16 +165,18 @@ void Weight::pack_dense(const SparseMatrix& s) {
   packed_.units = round_up(s.rows, kRowBlock) / kRowBlock;
   values_.resize(static_cast<std::size_t>(packed_.units) * kRowBlock * static_cast<std::size_t>(s.columns));
   values_.zero();
-  const std::size_t rows = static_cast<std::size_t>(packed_.units) * kRowBlock;
-  for (int m = 0; m < s.rows; ++m) {
-    const std::size_t quad = static_cast<std::size_t>(m / kRowBlock) * kRowBlock;
-    for (std::uint32_t i = s.starts[static_cast<std::size_t>(m)]; i < s.starts[static_cast<std::size_t>(m) + 1]; ++i) {
-      const int column = s.indices[i], first = column / packed_.chunk * packed_.chunk;
-      const int width = std::min(packed_.chunk, s.columns - first);
-      values_[static_cast<std::size_t>(first) * rows + quad * static_cast<std::size_t>(width) +
-              static_cast<std::size_t>(column - first) * kRowBlock + static_cast<std::size_t>(m % kRowBlock)] =
-          s.values[i];
+  std::vector<std::uint32_t> next(s.starts.data(), s.starts.data() + s.rows);
+  float* chunk = values_.data();
+  for (int c = 0; c < packed_.chunks; ++c) {
+    const int first = c * packed_.chunk, last = std::min(s.columns, first + packed_.chunk);
+    const std::size_t width = static_cast<std::size_t>(last - first) * kRowBlock;
+    for (int m = 0; m < s.rows; ++m) {
+      float* quad = chunk + static_cast<std::size_t>(m / kRowBlock) * width + m % kRowBlock;
+      std::uint32_t& i = next[static_cast<std::size_t>(m)];
+      for (; i < s.starts[static_cast<std::size_t>(m) + 1] && s.indices[i] < last; ++i)
+        quad[(s.indices[i] - first) * kRowBlock] = s.values[i];
     }
+    chunk += static_cast<std::size_t>(packed_.units) * width;
   }
 }
 

@@ -12,10 +12,12 @@ import pytest
 
 import espalier
 from espalier import session as module
+from espalier._session import checks
 from espalier._session.source import Source
 from espalier._session.steps import prepare
 from espalier.errors import EspalierError, InputError, InputNameError, InputShapeError, InputTypeError
 from espalier.ir import Graph
+from espalier.ir.graph import TensorType
 from espalier.loading import LoadSettings
 from espalier.passes.partition import NativeSegment, OrtSegment, Program, Step, partition
 
@@ -330,3 +332,9 @@ def test_only_espalier_errors_for_any_feeds(tiny: Graph) -> None:
     for bad in (None, 3, {}, {1: 2}, {"input_ids": None}, dict.fromkeys(tiny.inputs)):
         with pytest.raises(EspalierError):
             session.run(None, bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wanted", ["string", "str", "bfloat16"])
+def test_float64_is_not_taken_for_a_type_that_numpy_lacks(wanted: str) -> None:
+    with pytest.raises(InputTypeError, match=f"must be {wanted}; got float64"):
+        checks.check_array("x", np.zeros(2), TensorType(wanted, ("n",)))

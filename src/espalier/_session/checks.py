@@ -82,7 +82,8 @@ def check_array(name: str, array: Any, kind: TensorType) -> None:
             f"input {name!r} must be a NumPy array of {kind.dtype}; got {type(array).__name__}: "
             f"pass numpy.asarray(value, dtype=numpy.{kind.dtype})"
         )
-    if array.dtype != _NUMPY.get(kind.dtype):
+    wanted = _NUMPY.get(kind.dtype)
+    if wanted is None or array.dtype != wanted:  # NumPy takes float64 to equal None
         _check_dtype(name, array.dtype, kind)
     if kind.shape is None:
         return

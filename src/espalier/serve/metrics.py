@@ -68,7 +68,7 @@ class Metrics:
         found = self._batches.get(model)
         if found is None:
             metrics = (metric.labels(model) for metric in (self._sequences, self._tokens, self._total))
-            found = self._batches.setdefault(model, BatchMetrics(*metrics))
+            found = self._batches[model] = BatchMetrics(*metrics)
         return found
 
     def count_request(self, protocol: str, endpoint: str, model: str, code: str) -> None:
