@@ -202,7 +202,7 @@ def linear_run(output: Path | None, loss: Callable[[nn.Module, Any], torch.Tenso
     task = CustomTask([torch.ones(2, 4)] * 3, loss)
     if output is not None:
         output.mkdir(exist_ok=True)
-    config = Config(training=Training(steps=9, checkpoint_every=2, **training))
+    config = Config(training=Training(**{"steps": 9, "checkpoint_every": 2, **training}))
     return Trainer(model, None, task, None, config, output)
 
 
@@ -240,6 +240,19 @@ def test_a_disc_that_fills_stops_the_run(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(CheckpointError, match="No space left"):
         trainer.run()
+
+
+def test_a_resumed_run_may_be_made_longer(tmp_path: Path) -> None:
+    def loss(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return model(batch).pow(2).sum()
+
+    assert linear_run(tmp_path / "out", loss, steps=2).run().step == 2
+    longer = linear_run(tmp_path / "out", loss, steps=5).run(resume=True)
+    assert longer.step == 5
+    assert longer.notes == ["training.steps was 2 until step 2 and 5 from there on"]
+    again = linear_run(tmp_path / "out", loss, steps=5).run(resume=True)
+    assert (again.step, again.notes) == (5, longer.notes)
+    assert linear_run(tmp_path / "out", loss, steps=3).run(resume=True).step == 5
 
 
 def test_resuming_what_does_not_fit(tmp_path: Path) -> None:

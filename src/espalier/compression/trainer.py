@@ -37,6 +37,8 @@ CHECKPOINTS = "checkpoints"
 LOG = "log.jsonl"
 BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 """Of processors that multiply bfloat16, as the kernel of the system names them: any one of these will do."""
+_LENGTHS = frozenset(("training.minutes", "training.steps", "training.epochs"))
+"""What a resumed run may change: the schedules follow the share that is done, pruning never goes back."""
 _LOG_EVERY = 10
 _CLIP = 1.0
 _CALIBRATION = 1_000_000
@@ -150,6 +152,7 @@ class Trainer:
         self.history = History()
         self._labels = config.recovery.task if self.teacher is not None else 1.0
         self._state = _State()
+        self._learned, self._learning = 0, 0.0  # tokens and seconds of this process's steps, prunings left out
         self._stop = threading.Event()
         self._keys: list[Any] = []
         self._keys_epoch = -1
@@ -159,6 +162,8 @@ class Trainer:
 
     def run(self, *, resume: bool = False) -> History:
         """Train to the end. With ``resume``, go on from the last checkpoint, bit for bit.
+
+        A resumed run may be made longer or shorter (``training.minutes``, ``steps``, ``epochs``), which its notes say.
 
         Raises TrainingInterrupted after Ctrl-C, TrainingError for a loss that is no number, CheckpointError when a
         checkpoint cannot be written or read, ConfigError when there is none or it is of another run.
@@ -200,7 +205,10 @@ class Trainer:
                     raise TrainingInterrupted(self._last)
                 if fraction >= 1:
                     break
+                stepping, tokens = time.monotonic(), self._state.tokens
                 self._step(fraction, optimizer, parameters)
+                self._learned += self._state.tokens - tokens
+                self._learning += time.monotonic() - stepping
                 self._report(budget, before + time.monotonic() - began)
                 every = training.checkpoint_every
                 stop = self.world.anyone(self._stop.is_set())
@@ -379,7 +387,7 @@ class Trainer:
             loss=latest["loss"] / latest["count"],
             sparsity=self._state.target,
             learning_rate=latest["learning_rate"] / latest["count"],
-            tokens_per_second=state.tokens / elapsed if elapsed > 0 else 0.0,
+            tokens_per_second=self._learned / self._learning if self._learning > 0 else 0.0,
             eta=eta,
         )
         self.monitor.step(status)
@@ -428,6 +436,8 @@ class Trainer:
             raise ConfigError(f"there is no checkpoint in {self.output} to resume from; start without --resume")
         saved = checkpoint.load(path)
         differing = differences(saved["config"], self.config.to_dict())
+        relengthened = [name for name in differing if name in _LENGTHS]
+        differing = [name for name in differing if name not in _LENGTHS]
         if differing:
             raise ConfigError(
                 f"{path} is of a run with another configuration ({', '.join(differing)}); resume with the same, or "
@@ -459,6 +469,10 @@ class Trainer:
             text = "".join(json.dumps(row, default=str) + "\n" for row in sorted(rows, key=lambda row: row["step"]))
             (self.output / LOG).write_text(text, encoding="utf-8")
         self.monitor.say(f"resuming from step {self._state.step}")
+        for name in relengthened:
+            field_name = name.removeprefix("training.")
+            before, now = saved["config"]["training"].get(field_name), getattr(self.config.training, field_name)
+            self._note(f"{name} was {before} until step {self._state.step} and {now} from there on")
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
