@@ -19,7 +19,7 @@ CXX_FILES := $(shell find csrc bindings -type f \( -name '*.h' -o -name '*.cc' -
 MODULES := $(sort $(shell find src -name '*.py'))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all fuzz sanitize lint format docs proto bench wheel clean
+.PHONY: help demo test native test-all fuzz sanitize lint format docs proto bench wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -27,8 +27,14 @@ help: ## this list
 demo: $(STAMPS)/demo ## prune and distil a sentence encoder, then search the Python documentation with it, beside ONNX Runtime
 	@$(BIN)/python examples/search.py --work build/demo
 
-test: $(STAMPS)/test ## the tests, without the slow ones
+test: $(STAMPS)/test native ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+
+native: export PATH := $(abspath $(BIN)):$(PATH)
+native: $(STAMPS)/build-tools ## the engine's own tests in C++, of instruction sets that this machine lacks too, by emulation
+	@cmake -S . -B build/native -G Ninja -DCMAKE_BUILD_TYPE=Release -DESPALIER_PYTHON=OFF -DESPALIER_TESTS=ON >/dev/null
+	cmake --build build/native --parallel $(WORKERS)
+	ctest --test-dir build/native --output-on-failure --no-tests=error --parallel $(WORKERS)
 
 test-all: $(STAMPS)/test ## every test, and the engine under sanitizers
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)

@@ -51,7 +51,7 @@ EMULATED = "deepsparse-emulated"
 IN_PEERS = ("deepsparse", EMULATED, "openvino")
 COMPILES_SHAPES = IN_PEERS
 ENGINES = (BASELINE, "espalier", *IN_PEERS)
-SQUAD_MODELS = ("dense", "unstructured-90", "unstructured-95", "4x1-90", "1x4-90", "1x4-90-int8")
+SQUAD_MODELS = ("dense", "unstructured-90", "unstructured-95", "4x1-90", "1x4-90", "1x4-90-int8", "large-1x4-95-int8")
 QUICK_MODELS = ("dense", "unstructured-90", "4x1-90")
 # ONNX Runtime needs half a minute for each pass over SQuAD's sample.
 ROUNDS, LONG_ROUNDS, QUICK_ROUNDS = 7, 3, 2
@@ -213,7 +213,7 @@ class Bench:
             say(f"loading and checking {name}")
             works[name] = cases.work(case, name)
             baseline = name in (BASELINE, SORTED)
-            model = "dense" if baseline and case.model != MINILM else case.model
+            model = models.variant(case.model).dense_name if baseline and case.model != MINILM else case.model
             try:
                 kind = BASELINE if baseline or name == SAME else name
                 engine = self.engine(kind, model, case.extent, slot=name)

@@ -1,4 +1,4 @@
-"""Seeded BERT-base-shape ONNX models for the comparisons: random weights, pruned, exported from PyTorch.
+"""Seeded ONNX models of BERT's shapes for the comparisons: random weights, pruned, exported from PyTorch.
 
     python benchmarks/models.py --list
     python benchmarks/models.py dense unstructured-90      # builds these two into benchmarks/.cache
@@ -31,6 +31,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUTS = ("start_logits", "end_logits")
 BLOCKS = {"unstructured": (1, 1), "4x1": (4, 1), "1x4": (1, 4)}
 """Group of weights that live or die together: (outputs, inputs)."""
+LARGE = {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
 
 # Midpoints of eight equal strata of the 10,833 feature lengths of SQuAD v1.1 dev (384 tokens, stride 128, query 64).
 SQUAD_OCTILES = (94, 126, 140, 155, 174, 196, 228, 302)
@@ -46,6 +47,8 @@ class Variant:
     sparsity: float
     quantized: str = ""
     """`int8` (static activations, as Q and DQ), `int8-dynamic`, or "" for float32."""
+    large: bool = False
+    """BERT-large's shape instead of BERT-base's."""
 
     @property
     def name(self) -> str:
@@ -54,22 +57,36 @@ class Variant:
     @property
     def float_name(self) -> str:
         """The model that this one was quantised from."""
-        return "dense" if self.sparsity == 0 else f"{self.pattern}-{round(self.sparsity * 100)}"
+        return self.dense_name if self.sparsity == 0 else f"{self._size}{self.pattern}-{round(self.sparsity * 100)}"
+
+    @property
+    def dense_name(self) -> str:
+        """The model that this one was pruned from."""
+        return f"{self._size}dense"
+
+    @property
+    def _size(self) -> str:
+        return "large-" if self.large else ""
 
 
 def variant(name: str) -> Variant:
-    """`dense` or `<pattern>-<percent>` such as `4x1-90`, then `-int8`, `-int8-dynamic` or nothing.
+    """`dense` or `<pattern>-<percent>` such as `4x1-90`, then `-int8`, `-int8-dynamic` or nothing; `large-` before it.
 
     Raises ValueError for anything else.
     """
-    match = re.fullmatch(rf"(?:dense|({'|'.join(BLOCKS)})-(\d\d))(?:-(int8|int8-dynamic))?", name)
+    match = re.fullmatch(rf"(large-)?(?:dense|({'|'.join(BLOCKS)})-(\d\d))(?:-(int8|int8-dynamic))?", name)
     if match is None:
         raise ValueError(
             f"unknown model {name!r}: expected 'dense' or one of {sorted(BLOCKS)} followed by '-<percent>', "
-            "and '-int8' or '-int8-dynamic' for a quantised one"
+            "and '-int8' or '-int8-dynamic' for a quantised one; 'large-' before it for BERT-large's shape"
         )
-    pattern, percent, quantized = match.groups()
-    return Variant(pattern=pattern or "unstructured", sparsity=int(percent or 0) / 100, quantized=quantized or "")
+    large, pattern, percent, quantized = match.groups()
+    return Variant(
+        pattern=pattern or "unstructured",
+        sparsity=int(percent or 0) / 100,
+        quantized=quantized or "",
+        large=bool(large),
+    )
 
 
 VARIANTS = tuple(
@@ -99,12 +116,12 @@ def prune(weight: torch.Tensor, sparsity: float, pattern: str) -> None:
 
 
 def bert(chosen: Variant, *, seed: int = SEED, config: dict[str, Any] | None = None) -> torch.nn.Module:
-    """A BertForQuestionAnswering of BERT-base shape (or of `config`) with seeded weights, pruned."""
+    """A BertForQuestionAnswering of the variant's shape (or of `config`) with seeded weights, pruned."""
     import torch
     from transformers import BertConfig, BertForQuestionAnswering
 
     torch.manual_seed(seed)
-    settings: dict[str, Any] = {"attn_implementation": "eager", **(config or {})}
+    settings: dict[str, Any] = {"attn_implementation": "eager", **(LARGE if chosen.large else {}), **(config or {})}
     model: torch.nn.Module = BertForQuestionAnswering(BertConfig(**settings))
     model.eval()
     with torch.no_grad():
@@ -157,7 +174,8 @@ def export(
 
 def build(chosen: Variant, *, cache: Path = CACHE, seed: int = SEED, opset: int = OPSET) -> Path:
     """The variant's ONNX file, built if it is not in `cache` yet."""
-    path = cache / f"bert-base-{chosen.name}-seed{seed}-opset{opset}.onnx"
+    shape = "bert-large" if chosen.large else "bert-base"
+    path = cache / f"{shape}-{chosen.name.removeprefix('large-')}-seed{seed}-opset{opset}.onnx"
     if path.exists():
         return path
     if chosen.quantized:

@@ -97,6 +97,47 @@ def test_results_arrive_and_work_gathers_while_the_engine_is_busy() -> None:
     assert recorder.results == {n: 2 * n for n in range(6)}
 
 
+def test_a_batch_is_made_up_when_the_engine_is_free_for_it() -> None:
+    recorder = Recorder()
+    recorder.gate.clear()
+    scheduler = Scheduler(recorder.run, recorder.finish, Limits(tokens=100), workers=2)
+    for n in range(6):
+        scheduler.submit(Item(n, 10, n))
+        time.sleep(0.01)  # an idle worker must not take it
+    assert scheduler.waiting == 5
+    recorder.gate.set()
+    scheduler.close()
+    assert recorder.batches == [[0], [1, 2, 3, 4, 5]]
+
+
+def test_a_full_batch_is_at_hand_while_the_engine_is_busy() -> None:
+    recorder = Recorder()
+    recorder.gate.clear()
+    scheduler = Scheduler(recorder.run, recorder.finish, Limits(tokens=20), workers=2)
+    scheduler.submit(Item(0, 10, 0))
+    while scheduler.waiting:
+        time.sleep(0.001)
+    scheduler.submit(*[Item(n, 10, n) for n in range(1, 4)])
+    while scheduler.waiting > 1:
+        time.sleep(0.001)
+    recorder.gate.set()
+    scheduler.close()
+    assert sorted(recorder.batches) == [[0], [1, 2], [3]]
+
+
+def test_an_engine_of_two_lanes_gets_two_batches_at_once() -> None:
+    recorder = Recorder()
+    recorder.gate.clear()
+    scheduler = Scheduler(recorder.run, recorder.finish, Limits(tokens=100), workers=2, lanes=2)
+    for n in range(2):
+        scheduler.submit(Item(n, 10, n))
+        while scheduler.waiting:
+            time.sleep(0.001)
+    recorder.gate.set()
+    scheduler.close()
+    assert sorted(recorder.batches) == [[0], [1]]
+
+
 def test_only_the_item_at_fault_fails() -> None:
     recorder = Recorder()
     recorder.gate.clear()

@@ -56,7 +56,7 @@ class Trial:
         """The 99th percentile of the latency, from the time a query was due."""
         self.latencies = []
         budget = Budget(tokens=self.program.limits.tokens, waiting=None, latency=BOUND)
-        scheduler = Scheduler(self.run, self.finish, budget, workers=LANES)
+        scheduler = Scheduler(self.run, self.finish, budget, workers=LANES, lanes=LANES)
         random = np.random.default_rng(int(rate))
         due = time.monotonic() + np.cumsum(random.exponential(1 / rate, max(1, int(rate * seconds))))
         lengths = [len(row) for row in self.rows["input_ids"]]

@@ -1,7 +1,8 @@
 """Ragged batches under a budget of tokens: what waits is batched while the engine works on the batch before.
 
-Nothing ever waits for a batch to fill: an idle engine takes what there is. The longer a batch takes, the more arrives
-meanwhile, so batches grow with the load up to the budget, and the load decides between latency and throughput.
+Nothing ever waits for a batch to fill: an idle engine takes what there is, and a batch is made up only when the engine
+is free for it or it is full. The longer a batch takes, the more arrives meanwhile, so batches grow with the load up to
+the budget, and the load decides between latency and throughput.
 """
 
 from __future__ import annotations
@@ -137,6 +138,13 @@ class Queue:
         """How long what waits will take, by the speed of past batches."""
         return sum(count * self.speed[model].engine_seconds_per_token for model, count in self._tokens.items())
 
+    @property
+    def fills_batch(self) -> bool:
+        """Whether a batch would gain nothing by waiting for more."""
+        if self._count >= self.limits.items:
+            return True
+        return any(tokens >= self._budget(model) for model, tokens in self._tokens.items() if tokens)
+
     def push(self, item: Item, now: float) -> None:
         """Add an item that arrived ``now``."""
         item.arrived = now
@@ -190,12 +198,14 @@ class Queue:
             return False, heap[0][0], heap[0][1]
         return True, 0, self._late[model][0].due
 
+    def _budget(self, model: Hashable) -> int:
+        """Tokens of a batch, unless a single item has more."""
+        budget, bound, rate = self.limits.tokens, self.limits.latency, self.speed[model].seconds_per_token
+        return budget if bound is None or rate <= 0 else min(budget, int(bound * self._BATCH_SHARE / rate))
+
     def _take(self, model: Hashable, now: float, batch: list[Item], expired: list[Item]) -> None:
         heap, late, rate = self._heaps[model], self._late[model], self.speed[model].seconds_per_token
-        budget, bound = self.limits.tokens, self.limits.latency
-        if bound is not None and rate > 0:
-            budget = min(budget, int(bound * self._BATCH_SHARE / rate))
-        total = 0
+        budget, bound, total = self._budget(model), self.limits.latency, 0
         while len(batch) < self.limits.items and (heap or late):
             item = heap[0][3] if heap else late[0]
             if not item.waiting:
@@ -238,19 +248,26 @@ Finish = Callable[[list[Item], Sequence[Any]], None]
 class Scheduler:
     """Threads that run batches. ``finish`` is called from them, so it should be quick.
 
-    With two ``workers`` one prepares inputs and hands out results while the other has the engine. A batch that fails
-    is run again item by item, so that only the items at fault fail.
+    ``lanes``: batches that the engine works on at a time. With more ``workers`` than that one hands out results, or has
+    a full batch at hand, while another has the engine. A batch that fails is run again item by item, so that only the
+    items at fault fail.
     """
 
-    def __init__(self, run: Run, finish: Finish, limits: Limits | None = None, *, workers: int = 1) -> None:
+    def __init__(
+        self, run: Run, finish: Finish, limits: Limits | None = None, *, workers: int = 1, lanes: int = 1
+    ) -> None:
         self.limits = limits or Limits()
+        self._lanes = lanes
         self._run = run
         self._finish = finish
         self._queue = Queue(self.limits)
         self._turns = Turns()
-        self._wake = threading.Condition(threading.Lock())
+        lock = threading.Lock()
+        self._wake = threading.Condition(lock)  # of workers
+        self._calm = threading.Condition(lock)  # of those who wait for the end
         self._idle = 0
-        self._busy = 0
+        self._running = 0  # batches that the engine has or is about to have
+        self._busy = 0  # workers with a batch, in the engine or after it
         self._closing = False
         self._threads = [
             threading.Thread(target=self._work, name=f"espalier-scheduler-{i}", daemon=True) for i in range(workers)
@@ -276,7 +293,7 @@ class Scheduler:
             self._check_room(len(items))
             for item in items:
                 self._queue.push(item, now)
-            if self._idle:
+            if self._idle and self._ready:
                 self._wake.notify(min(self._idle, len(items)))
 
     def _check_room(self, count: int) -> None:
@@ -299,8 +316,7 @@ class Scheduler:
         """
         with self._wake:
             count = sum(self._queue.remove(item) for item in items)
-            if not self._busy and not len(self._queue):
-                self._wake.notify_all()
+            self._notice_calm()
             return count
 
     def tokens_per_second(self, model: Hashable) -> float | None:
@@ -326,8 +342,8 @@ class Scheduler:
 
     def drain(self) -> None:
         """Wait until everything submitted is finished."""
-        with self._wake:
-            self._wake.wait_for(lambda: not len(self._queue) and not self._busy)
+        with self._calm:
+            self._calm.wait_for(lambda: not len(self._queue) and not self._busy)
 
     def close(self, *, drain: bool = True) -> None:
         """Take no more work, finish what waits (or, without ``drain``, fail it), and end the threads."""
@@ -340,32 +356,53 @@ class Scheduler:
         for thread in self._threads:
             thread.join()
 
+    @property
+    def _ready(self) -> bool:
+        """Whether a batch should be made up now."""
+        return len(self._queue) > 0 and (self._running < self._lanes or self._queue.fills_batch)
+
+    def _notice_calm(self) -> None:
+        if not self._busy and not len(self._queue):
+            self._calm.notify_all()
+
     def _next(self) -> tuple[list[Item], list[Item]] | None:
         """Wait for a batch; None when there will be no more."""
         with self._wake:
-            while not len(self._queue):
-                if self._closing:
+            while not self._ready:
+                if self._closing and not len(self._queue):
                     return None
                 self._idle += 1
                 self._wake.wait()
                 self._idle -= 1
             taken = self._queue.pop(time.monotonic())
             self._busy += 1
+            self._running += 1
             return taken
 
     def _work(self) -> None:
         while (taken := self._next()) is not None:
             batch, expired = taken
             try:
-                if expired:
-                    self._finish(expired, [DeadlineError("the deadline passed before its turn") for _ in expired])
+                try:
+                    if expired:
+                        self._finish(expired, [DeadlineError("the deadline passed before its turn") for _ in expired])
+                    results = self._results(batch) if batch else ()
+                finally:
+                    self._leave_engine()
                 if batch:
-                    self._finish(batch, self._results(batch))
+                    self._finish(batch, results)
             finally:
                 with self._wake:
                     self._busy -= 1
-                    if not self._busy and not len(self._queue):
-                        self._wake.notify_all()
+                    self._notice_calm()
+
+    def _leave_engine(self) -> None:
+        with self._wake:
+            self._running -= 1
+            if self._closing:
+                self._wake.notify_all()
+            elif self._idle and self._ready:
+                self._wake.notify()
 
     def _results(self, batch: list[Item]) -> Sequence[Any]:
         model = batch[0].model

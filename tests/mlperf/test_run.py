@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,17 @@ def test_a_real_engine_through_every_scenario(
     assert system.scenarios == list(scenarios)
     found = {scenario: system.steps[scenario, "accuracy"].figures["metric"] for scenario in scenarios}
     assert len(set(found.values())) == 1  # the answers do not depend on how they were asked for
+
+
+def test_an_engine_faster_than_it_was_said_to_be_gets_more_queries() -> None:
+    """What DeepSparse compiled for a batch of sixteen takes for one query says little about one compiled for one."""
+    problems = [
+        "LoadGen: Ending early: Ran out of generated queries to issue ...",
+        "LoadGen: Result is : INVALID (...)",
+    ]
+    figures = {"metric": 123e6, "mean_ns": 108e6, "min_duration_met": False, "min_queries_met": True}
+    step = results.Step("SingleStream", "performance", problems, [], "digest", figures)
+    conf = {"target_latency": 1687.0}
+    assert running._adjust("SingleStream", conf, step)
+    assert conf["target_latency"] == pytest.approx(0.7 * 108)
+    assert not running._adjust("SingleStream", conf, replace(step, problems=["the model file changed", *problems]))

@@ -31,6 +31,8 @@ FASTEST = 150_000.0
 """Queries per second at most: what LoadGen and callbacks in Python can do. LoadGen generates queries beforehand, for as
 many as the engine is said to answer."""
 _MOST_ATTEMPTS = 5
+_TOO_LITTLE = ("LoadGen: Result", "LoadGen: Ending early: Ran out of generated queries")
+"""How LoadGen says that it had expected something else of the engine."""
 _SERVER_QUERIES = 700
 _MODES = ("performance", "accuracy", "find-peak")
 _LOG = "worker.log"
@@ -518,16 +520,16 @@ def _expected(conf: Mapping[str, float]) -> float:
 def _adjust(scenario: str, conf: dict[str, float], step: Step) -> bool:
     """Correct an expectation that made a run invalid; False when that was not the reason."""
     metric, figures = step.figures.get("metric"), step.figures
-    if not metric or any(not problem.startswith("LoadGen: Result") for problem in step.problems):
+    if not metric or not all(problem.startswith(_TOO_LITTLE) for problem in step.problems):
         return False
-    if scenario == "Server" and "Would need to run at least" in step.problems[0]:
+    if scenario == "Server" and any("Would need to run at least" in problem for problem in step.problems):
         conf["min_query_count"] *= 2
     elif scenario == "Server":
         conf["target_qps"] *= 0.97
     elif scenario == "Offline" and not figures["min_duration_met"]:
         conf["target_qps"] = max(metric, conf["target_qps"]) * 1.1
     elif scenario != "Offline" and not (figures["min_duration_met"] and figures["min_queries_met"]):
-        conf["target_latency"] *= 0.6
+        conf["target_latency"] = min(0.6 * conf["target_latency"], 0.7 * figures["mean_ns"] / 1e6)
     else:
         return False
     return True

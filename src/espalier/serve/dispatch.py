@@ -25,7 +25,7 @@ from espalier.scheduler import Item, Limits, Scheduler
 from espalier.serve.metrics import Metrics
 from espalier.serve.models import Model
 
-_WORKERS = 2  # one prepares inputs and hands out results while the other has the engine
+_WORKERS = 2  # one hands out results while the other has the engine
 _MASKS = ("attention_mask", "input_mask")
 _TEACHING_TOKENS, _TEACHING_ROWS, _TEACHING_ROUNDS = 128, 4, 2
 
@@ -67,12 +67,13 @@ class _Work:
 class Dispatcher:
     """Runs requests of any number of models on one scheduler. Use it from one event loop, after :meth:`start`."""
 
-    def __init__(self, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, limits: Limits, metrics: Metrics, *, lanes: int = 1) -> None:
+        """``lanes``: batches that a model works on at a time."""
         self.limits = limits
         self.metrics = metrics
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._scheduler = Scheduler(_run, self._finish, limits, workers=_WORKERS)
+        self._scheduler = Scheduler(_run, self._finish, limits, workers=_WORKERS, lanes=lanes)
 
     def start(self) -> None:
         """Take the running event loop as the one that gets results."""
@@ -188,21 +189,21 @@ class Dispatcher:
                 work.left -= 1
                 if not work.left or isinstance(result, Exception):
                     done.append(work)
-        if done and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_resolve, done)
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._resolve, done, items, now)
+
+    def _resolve(self, done: Sequence[_Work], items: Sequence[Item], now: float) -> None:
+        """On the event loop: answer, and measure once the answers are out, which this thread keeps nobody from."""
+        for work in done:
+            if work.future.done():
+                continue
+            error = next((result for result in work.results if isinstance(result, Exception)), None)
+            if error is not None:
+                work.future.set_exception(error)
+            else:
+                work.future.set_result(work.results)
         if items[0].started:  # else their deadlines passed
-            self._measure(items, now)
-
-
-def _resolve(done: Sequence[_Work]) -> None:
-    for work in done:
-        if work.future.done():
-            continue
-        error = next((result for result in work.results if isinstance(result, Exception)), None)
-        if error is not None:
-            work.future.set_exception(error)
-        else:
-            work.future.set_result(work.results)
+            asyncio.get_running_loop().call_soon(self._measure, items, now)
 
 
 def _run(model: Any, payloads: list[Any]) -> list[Any]:

@@ -28,7 +28,8 @@ class Service:
         self.config = config
         self.metrics = Metrics()
         self.models = Models(config.load, folder=config.load_from, batch_tokens=config.limits.tokens)
-        self.dispatcher = Dispatcher(config.limits, self.metrics)
+        # A GPU computes one batch while another travels.
+        self.dispatcher = Dispatcher(config.limits, self.metrics, lanes=1 if config.load.device == "cpu" else 2)
         self.started = time.time()
         self.ready = False
         self._accepting = True

@@ -54,7 +54,8 @@ class Node:
         self._machine = asdict(machine or describe_machine())
         self._token = (token or "").encode()
         self._tokens_per_s = _measure(engine)
-        self._scheduler = Scheduler(lambda _, batch: engine.run(batch), self._finish, limits, workers=2)
+        lanes = 1 if engine.accelerator is None else 2
+        self._scheduler = Scheduler(lambda _, batch: engine.run(batch), self._finish, limits, workers=2, lanes=lanes)
         try:
             self._listener = socket.create_server((host, port))
         except OSError as error:
