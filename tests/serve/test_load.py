@@ -37,11 +37,11 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def held(client: Any, slow: Any) -> Iterator[ThreadPoolExecutor]:
-    """The engine is held with a request in each of the scheduler's workers; what comes now waits."""
+def held(client: Any, slow: Any, requests: int = 1) -> Iterator[ThreadPoolExecutor]:
+    """The engine is held with so many requests, one for each worker that has taken a batch; what comes now waits."""
     slow.go.clear()
     with ThreadPoolExecutor(8) as pool:
-        for number in (101, 102):
+        for number in range(101, 101 + requests):
             pool.submit(client.post, INFER, request(number))
             until(lambda number=number: number in slow.started)
         try:
@@ -108,7 +108,7 @@ def test_a_deadline_that_passes_in_the_queue(start: Callable[..., Any], slow: An
 
 
 def test_the_urgent_goes_first(start: Callable[..., Any], slow: Any) -> None:
-    with start(MODELS, limits=Limits(items=1)) as client, held(client, slow) as pool:
+    with start(MODELS, limits=Limits(items=1)) as client, held(client, slow, 2) as pool:  # each is a full batch
         for number, priority in enumerate((2, 1, 0), 201):
             pool.submit(client.post, INFER, request(number, priority=priority))
             until(lambda number=number: client.server.service.dispatcher.waiting == number - 200)

@@ -34,7 +34,8 @@ SEND_SECONDS = 5
 class Node:
     """Listens, and answers queries until :meth:`close`. ``token``: what clients must send, None for nothing.
 
-    ``machine``: what submissions say of this one, without an accelerator for None.
+    ``machine``: what submissions say of this one, without an accelerator for None. ``lanes``: batches that the engine
+    works on at a time.
 
     ``port`` 0 takes a free one; the attribute says which. Raises ConfigError for an address that cannot be had.
     """
@@ -49,12 +50,12 @@ class Node:
         limits: Limits,
         token: str | None = None,
         machine: Machine | None = None,
+        lanes: int = 1,
     ) -> None:
         self._name = name
         self._machine = asdict(machine or describe_machine())
         self._token = (token or "").encode()
         self._tokens_per_s = _measure(engine)
-        lanes = 1 if engine.accelerator is None else 2
         self._scheduler = Scheduler(lambda _, batch: engine.run(batch), self._finish, limits, workers=2, lanes=lanes)
         try:
             self._listener = socket.create_server((host, port))
