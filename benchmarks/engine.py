@@ -40,7 +40,6 @@ from worker import Engine
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "engine.json"
-PEERS = HERE.parent / ".peers" / "bin" / "python"
 DATA = HERE.parent.parent / "shared" / "data" / "squad"
 BASELINE = "onnxruntime"
 SORTED = "onnxruntime-sorted"
@@ -371,7 +370,7 @@ def parse() -> argparse.Namespace:
         "--squad", type=int, metavar="N", help="features in SQuAD's sample (default: 64; 32 with --quick)"
     )
     parser.add_argument("--data", type=Path, default=DATA, help="folder with SQuAD's dev-v1.1*.json and vocab.txt")
-    parser.add_argument("--peers", type=Path, default=PEERS, help="Python of the peers' environment")
+    parser.add_argument("--peers", type=Path, default=machine.PEERS, help="Python of the peers' environment")
     parser.add_argument("--all-peers", action="store_true", help="the peers in their own environment at every shape")
     parser.add_argument("--cache", type=Path, default=models.CACHE, help="where models are built")
     parser.add_argument(

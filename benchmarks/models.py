@@ -174,8 +174,7 @@ def export(
 
 def build(chosen: Variant, *, cache: Path = CACHE, seed: int = SEED, opset: int = OPSET) -> Path:
     """The variant's ONNX file, built if it is not in `cache` yet."""
-    shape = "bert-large" if chosen.large else "bert-base"
-    path = cache / f"{shape}-{chosen.name.removeprefix('large-')}-seed{seed}-opset{opset}.onnx"
+    path = cache / f"bert-{'' if chosen.large else 'base-'}{chosen.name}-seed{seed}-opset{opset}.onnx"
     if path.exists():
         return path
     if chosen.quantized:

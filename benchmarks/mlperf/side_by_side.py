@@ -19,17 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import machine
+import models
 
-import machine  # noqa: E402
-import models  # noqa: E402
-
-from espalier.mlperf.report.rows import value_of  # noqa: E402
-from espalier.mlperf.results import SYSTEM, read_system, write_json  # noqa: E402
+from espalier.mlperf.report.rows import UNVERIFIED, value_of
+from espalier.mlperf.report.text import QUICK
+from espalier.mlperf.results import SYSTEM, read_system, write_json
 
 SCENARIOS = ("Offline", "SingleStream")
-PEERS = ROOT / ".peers" / "bin" / "python"
 MINILM, BASE = "MiniLM-QA", "BERT-base shape"
 
 
@@ -90,7 +88,7 @@ def run(row: Row, scenario: str, mode: str, options: argparse.Namespace) -> bool
     if row.padding:
         command += ["--padding", row.padding]
     if row.engine in ("openvino", "deepsparse"):
-        command += ["--python", PEERS]
+        command += ["--python", machine.PEERS]
     if row.family == BASE:
         command += ["--tokenizer", options.qa, "--note", "random weights"]
     words = [str(word) for word in command]
@@ -108,8 +106,11 @@ def outcome(row: Row, folder: Path) -> dict[str, Any]:
     for scenario in SCENARIOS:
         performance, accuracy = system.step(scenario, "performance"), system.step(scenario, "accuracy")
         if performance is not None:
-            value = value_of(performance) if performance.valid else None
-            entry[scenario] = {"value": value, "problems": performance.problems, "finished": performance.finished}
+            entry[scenario] = {
+                "value": value_of(performance) if performance.valid else None,
+                "problems": performance.problems,
+                "finished": performance.finished,
+            }
         if accuracy is not None and accuracy.valid and row.family == MINILM:
             entry["f1"] = accuracy.figures["metric"]
     return entry
@@ -124,6 +125,8 @@ def value(entry: dict[str, Any], scenario: str) -> float | None:
 def table(entries: list[dict[str, Any]]) -> str:
     """Markdown; the last columns are Offline against ONNX Runtime's float model of the same family."""
     lines = [
+        f"> {UNVERIFIED} {QUICK}",
+        "",
         "| model | engine | padding | Offline, samples/s | Stream, ms p90 | F1 | to ORT at 384 | to ORT by length |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from espalier._cpu import usable_cores
 from espalier.errors import InputError, InputTypeError
-from espalier.gpu.device import is_gpu
+from espalier.gpu.device import LANES, is_gpu
 
 if TYPE_CHECKING:
     from espalier.session import Model, Session
@@ -49,6 +49,11 @@ class LoadSettings:
     def is_gpu(self) -> bool:
         """Whether native segments run in PyTorch instead of in the engine."""
         return is_gpu(self.device)
+
+    @property
+    def lanes(self) -> int:
+        """Batches that a loaded model works on at a time."""
+        return LANES if self.is_gpu else 1
 
     @property
     def tolerance(self) -> float:

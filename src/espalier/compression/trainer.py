@@ -37,8 +37,11 @@ CHECKPOINTS = "checkpoints"
 LOG = "log.jsonl"
 BF16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 """Of processors that multiply bfloat16, as the kernel of the system names them: any one of these will do."""
-_LENGTHS = frozenset(("training.minutes", "training.steps", "training.epochs"))
-"""What a resumed run may change: the schedules follow the share that is done, pruning never goes back."""
+_LENGTHS = ("minutes", "steps", "epochs")
+"""Fields of a training by which a resumed run may be made longer or shorter: the schedules follow the share that is
+done, and pruning never goes back."""
+_FREE = frozenset(("threads", "training.checkpoint_every", *(f"training.{name}" for name in _LENGTHS)))
+"""Settings that a resumed run may change."""
 _LOG_EVERY = 10
 _CLIP = 1.0
 _CALIBRATION = 1_000_000
@@ -436,8 +439,6 @@ class Trainer:
             raise ConfigError(f"there is no checkpoint in {self.output} to resume from; start without --resume")
         saved = checkpoint.load(path)
         differing = differences(saved["config"], self.config.to_dict())
-        relengthened = [name for name in differing if name in _LENGTHS]
-        differing = [name for name in differing if name not in _LENGTHS]
         if differing:
             raise ConfigError(
                 f"{path} is of a run with another configuration ({', '.join(differing)}); resume with the same, or "
@@ -469,10 +470,10 @@ class Trainer:
             text = "".join(json.dumps(row, default=str) + "\n" for row in sorted(rows, key=lambda row: row["step"]))
             (self.output / LOG).write_text(text, encoding="utf-8")
         self.monitor.say(f"resuming from step {self._state.step}")
-        for name in relengthened:
-            field_name = name.removeprefix("training.")
-            before, now = saved["config"]["training"].get(field_name), getattr(self.config.training, field_name)
-            self._note(f"{name} was {before} until step {self._state.step} and {now} from there on")
+        for name in _LENGTHS:
+            before, now = saved["config"]["training"].get(name), getattr(self.config.training, name)
+            if before != now:
+                self._note(f"training.{name} was {before} until step {self._state.step} and {now} from there on")
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
@@ -575,14 +576,14 @@ def plain(value: Any) -> Any:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
-    """The names of the fields in which two configurations differ; how often to save and on how many threads is free."""
+    """The names of the fields in which two configurations differ, without those that a resumed run may change."""
     found: list[str] = []
     for name in sorted({*a, *b}):
         path = f"{prefix}{name}"
         left, right = a.get(name), b.get(name)
         if isinstance(left, dict) and isinstance(right, dict):
             found += differences(left, right, f"{path}.")
-        elif plain(left) != plain(right) and path not in ("training.checkpoint_every", "threads"):
+        elif plain(left) != plain(right) and path not in _FREE:
             found.append(path)
     return found
 

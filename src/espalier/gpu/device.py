@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 CHECKING = "torch-cpu"
 """The name of the executor in plain PyTorch on the CPU: slow, for checking what a GPU will compute."""
 
+LANES = 2
+"""Batches under way at once: one travels while another is computed."""
+
 PRECISIONS = ("fp32", "fp16", "bf16", "fp8")
 
 

@@ -13,7 +13,7 @@ import torch
 from espalier.compiler.packed import Accelerator, OpTime, PackedBatch, PackedProgram, token_input
 from espalier.errors import EngineError
 from espalier.gpu.batches import DeviceBatch, Layout, Shape, buckets_up_to, mixtures, places_of, shape_of, split, take
-from espalier.gpu.device import CHECKING, choose_precision, find
+from espalier.gpu.device import CHECKING, LANES, choose_precision, find
 from espalier.gpu.instructions import Instruction, Observer, SliceFeatures, State, Store
 from espalier.gpu.kernels.eager import EagerKernels
 from espalier.gpu.lanes import Lanes, Recent
@@ -37,7 +37,7 @@ class Limits:
 
     tokens: int = 16384
     sequences: int = 1024
-    lanes: int = 2
+    lanes: int = LANES
     graphs: int = 256
 
 

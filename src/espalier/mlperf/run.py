@@ -344,9 +344,9 @@ class Runner:
         """The user.conf of a performance run: what LoadGen wants to know beforehand, from a probe."""
         probe, conf = self._probe(), self._durations()
         if scenario == "SingleStream":
-            conf["target_latency"] = max(probe["latency_1"][0] * 0.7, 1 / FASTEST) * 1e3
+            conf["target_latency"] = _stream_latency(probe["latency_1"][0])
         elif scenario == "MultiStream":
-            conf["target_latency"] = max(probe["latency_8"][0] * 0.7, 1 / FASTEST) * 1e3
+            conf["target_latency"] = _stream_latency(probe["latency_8"][0])
         elif scenario == "Offline":
             conf["target_qps"] = self._fastest() * 1.05
             if self.settings.quick is not None:
@@ -517,6 +517,11 @@ def _expected(conf: Mapping[str, float]) -> float:
     return float(conf.get("target_qps", conf.get("target_latency", 0.0)))
 
 
+def _stream_latency(seconds: float) -> float:
+    """The milliseconds to expect of a query that took so long once: less, so that LoadGen generates enough of them."""
+    return max(0.7 * seconds, 1 / FASTEST) * 1e3
+
+
 def _adjust(scenario: str, conf: dict[str, float], step: Step) -> bool:
     """Correct an expectation that made a run invalid; False when that was not the reason."""
     metric, figures = step.figures.get("metric"), step.figures
@@ -529,7 +534,7 @@ def _adjust(scenario: str, conf: dict[str, float], step: Step) -> bool:
     elif scenario == "Offline" and not figures["min_duration_met"]:
         conf["target_qps"] = max(metric, conf["target_qps"]) * 1.1
     elif scenario != "Offline" and not (figures["min_duration_met"] and figures["min_queries_met"]):
-        conf["target_latency"] = min(0.6 * conf["target_latency"], 0.7 * figures["mean_ns"] / 1e6)
+        conf["target_latency"] = min(0.6 * conf["target_latency"], _stream_latency(figures["mean_ns"] / 1e9))
     else:
         return False
     return True

@@ -28,8 +28,7 @@ class Service:
         self.config = config
         self.metrics = Metrics()
         self.models = Models(config.load, folder=config.load_from, batch_tokens=config.limits.tokens)
-        # A GPU computes one batch while another travels.
-        self.dispatcher = Dispatcher(config.limits, self.metrics, lanes=1 if config.load.device == "cpu" else 2)
+        self.dispatcher = Dispatcher(config.limits, self.metrics, lanes=config.load.lanes)
         self.started = time.time()
         self.ready = False
         self._accepting = True

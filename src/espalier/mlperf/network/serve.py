@@ -44,8 +44,7 @@ def serve_node(
     limits = Limits(waiting=None, latency=None if latency_ms is None else latency_ms / 1e3)
     own = name or socket.gethostname()
     (machine,) = engine.machines
-    lanes = 1 if engine.accelerator is None else 2  # a GPU computes one batch while another travels
-    node = Node(engine, name=own, host=host, port=port, limits=limits, token=token, machine=machine, lanes=lanes)
+    node = Node(engine, name=own, host=host, port=port, limits=limits, token=token, machine=machine, lanes=load.lanes)
     stop = threading.Event()
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, lambda *_: stop.set())
