@@ -1,6 +1,7 @@
 // Python bindings: conversion only. The GIL is released around packing, timing and running.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -41,6 +42,7 @@ using espalier::Weight;
 using espalier::Weight8;
 using espalier::WeightFormat;
 using espalier::WeightFormat8;
+using espalier::Window;
 
 template <class T, class... Extra>
 using Array = nb::ndarray<const T, nb::device::cpu, Extra...>;
@@ -59,9 +61,8 @@ struct Named {
 constexpr Named<WeightFormat> kFormats[] = {
     {"dense", WeightFormat::dense}, {"unstructured", WeightFormat::unstructured}, {"4x1", WeightFormat::block4x1}};
 constexpr Named<WeightFormat8> kFormats8[] = {{"dense8", WeightFormat8::dense8}, {"1x4x8", WeightFormat8::block1x4}};
-constexpr Named<Binary> kBinaries[] = {
-    {"add", Binary::add}, {"sub", Binary::sub}, {"mul", Binary::mul}, {"div", Binary::div}};
-constexpr Named<Domain> kDomains[] = {{"token", Domain::token}, {"sequence", Domain::sequence}};
+constexpr Named<Binary> kBinaries[] = {{"add", Binary::add}, {"sub", Binary::sub}, {"mul", Binary::mul},
+                                       {"div", Binary::div}, {"max", Binary::max}, {"min", Binary::min}};
 constexpr Named<Unary> kUnaries[] = {{"identity", Unary::identity},
                                      {"gelu", Unary::gelu},
                                      {"gelu_tanh", Unary::gelu_tanh},
@@ -208,10 +209,20 @@ int add_embed(Holder& h, std::string name,
   return h.program.add_embed(std::move(name), features, std::move(parsed));
 }
 
+// The members of a Window, in order; `align` stands by itself.
+using Pairs = std::array<Window::Pair, 6>;
+
+std::optional<Window> parse_window(const std::optional<Pairs>& pairs, int align = 1) {
+  if (!pairs) return std::nullopt;
+  const auto& [in, out, kernel, stride, dilation, before] = *pairs;
+  return Window{in, out, kernel, stride, dilation, before, align};
+}
+
 int add_linear(Holder& h, std::string name, int x, Weight& weight, const std::optional<Vector<float>>& bias,
-               int residual, const std::string& act) {
+               int residual, const std::string& act, const std::optional<Pairs>& window, int align) {
   const float* b = vector_or_null(bias, weight.packed().rows, "a bias");
-  return h.program.add_linear(std::move(name), x, std::move(weight), b, residual, parse(kUnaries, act, "activation"));
+  return h.program.add_linear(std::move(name), x, std::move(weight), b, residual, parse(kUnaries, act, "activation"),
+                              parse_window(window, align));
 }
 
 std::optional<Quantization> quantization(std::optional<float> scale, std::optional<float> zero) {
@@ -221,10 +232,11 @@ std::optional<Quantization> quantization(std::optional<float> scale, std::option
 }
 
 int add_linear8(Holder& h, std::string name, int x, Weight8& weight, const std::optional<Vector<float>>& bias,
-                int residual, const std::string& act, std::optional<float> out_scale, std::optional<float> out_zero) {
+                int residual, const std::string& act, std::optional<float> out_scale, std::optional<float> out_zero,
+                const std::optional<Pairs>& window) {
   const float* b = vector_or_null(bias, weight.packed().rows, "a bias");
   return h.program.add_linear8(std::move(name), x, std::move(weight), b, residual, parse(kUnaries, act, "activation"),
-                               quantization(out_scale, out_zero));
+                               quantization(out_scale, out_zero), parse_window(window));
 }
 
 void run(Holder& h, const Vector<std::int32_t>& lengths, const Vector<std::int32_t>& rows,
@@ -250,21 +262,24 @@ void run(Holder& h, const Vector<std::int32_t>& lengths, const Vector<std::int32
     if (static_cast<std::int64_t>(a.shape(0)) != tokens) fail("an index input does not hold one index per token");
     batch.indices.push_back(a.data());
   }
+  // [lanes of all sequences][features], or [sequences * features][lanes of one].
+  const auto fits = [&](const auto& array, Domain domain, int features, bool planes) {
+    const std::size_t lanes = static_cast<std::size_t>(domain.lanes), width = static_cast<std::size_t>(features);
+    const std::size_t all = domain == Domain::token ? static_cast<std::size_t>(tokens) : batch.lengths.size() * lanes;
+    if (planes) return array.shape(0) == batch.lengths.size() * width && array.shape(1) == lanes;
+    return array.shape(0) == all && array.shape(1) == width;
+  };
   for (const espalier::Op& op : h.program.ops()) {
     if (op.kind == espalier::OpKind::load) {
       const espalier::Value value = h.program.values()[static_cast<std::size_t>(op.output)];
       const std::size_t at = static_cast<std::size_t>(op.argument);
-      const std::size_t count = value.domain == Domain::token ? static_cast<std::size_t>(tokens) : batch.lengths.size();
-      if (at >= floats.size() || floats[at].shape(0) != count ||
-          floats[at].shape(1) != static_cast<std::size_t>(value.features))
+      if (at >= floats.size() || !fits(floats[at], value.domain, value.features, op.planes))
         fail("a float input does not fit the program");
     }
     if (op.kind == espalier::OpKind::store) {
       const espalier::Value value = h.program.values()[static_cast<std::size_t>(op.inputs[0])];
       const std::size_t at = static_cast<std::size_t>(op.output);
-      const std::size_t count = value.domain == Domain::token ? static_cast<std::size_t>(tokens) : batch.lengths.size();
-      if (at >= outputs.size() || outputs[at].shape(0) != count ||
-          outputs[at].shape(1) != static_cast<std::size_t>(op.width))
+      if (at >= outputs.size() || !fits(outputs[at], value.domain, op.width, op.planes))
         fail("an output array does not fit the program");
     }
     if (op.kind == espalier::OpKind::attention && op.attention.bias_input >= 0) {
@@ -426,12 +441,14 @@ NB_MODULE(_native, m) {
       .def("add_embed", &add_embed, "name"_a, "tables"_a)
       .def(
           "add_load",
-          [](Holder& h, std::string name, int features, const std::string& domain, int input) {
-            return h.program.add_load(std::move(name), features, parse(kDomains, domain, "domain"), input);
+          [](Holder& h, std::string name, int features, int lanes, int input, bool planes) {
+            return h.program.add_load(std::move(name), features, Domain{lanes}, input, planes);
           },
-          "name"_a, "features"_a, "domain"_a, "float_input"_a)
+          "name"_a, "features"_a, "lanes"_a, "float_input"_a, "planes"_a = false,
+          "lanes: those of each sequence, 0 for one per token.")
       .def("add_linear", &add_linear, "name"_a, "x"_a, "weight"_a, "bias"_a.none(), "residual"_a = -1,
-           "act"_a = "identity", "Takes the weight over.")
+           "act"_a = "identity", "window"_a.none() = nb::none(), "align"_a = 1,
+           "Takes the weight over. With a window (see `Window` in csrc/engine/program.h), a convolution.")
       .def(
           "add_quantize",
           [](Holder& h, std::string name, int x, std::optional<float> scale, std::optional<float> zero) {
@@ -446,6 +463,7 @@ NB_MODULE(_native, m) {
           "x"_a, "The floats that a quantised value stands for.")
       .def("add_linear8", &add_linear8, "name"_a, "x"_a, "weight"_a, "bias"_a.none(), "residual"_a = -1,
            "act"_a = "identity", "out_scale"_a.none() = nb::none(), "out_zero"_a.none() = nb::none(),
+           "window"_a.none() = nb::none(),
            "x is a quantised value; so is the result, with out_scale and out_zero. Takes the weight over.")
       .def(
           "add_layer_norm",
@@ -475,6 +493,30 @@ NB_MODULE(_native, m) {
                                                  vector_or_null(b, features_of(h, a), "a constant"));
           },
           "name"_a, "op"_a, "a"_a, "b"_a)
+      .def(
+          "add_concat",
+          [](Holder& h, std::string name, const std::vector<int>& parts) {
+            return h.program.add_concat(std::move(name), parts);
+          },
+          "name"_a, "parts"_a)
+      .def(
+          "add_spread",
+          [](Holder& h, std::string name, int x, int lanes) {
+            return h.program.add_spread(std::move(name), x, Domain{lanes});
+          },
+          "name"_a, "x"_a, "lanes"_a, "One value per sequence in each of its lanes.")
+      .def(
+          "add_max_pool",
+          [](Holder& h, std::string name, int x, const Pairs& window) {
+            return h.program.add_max_pool(std::move(name), x, *parse_window(window));
+          },
+          "name"_a, "x"_a, "window"_a)
+      .def(
+          "add_mean_pool",
+          [](Holder& h, std::string name, int x, const Pairs& window, bool count_edges) {
+            return h.program.add_mean_pool(std::move(name), x, *parse_window(window), count_edges);
+          },
+          "name"_a, "x"_a, "window"_a, "count_edges"_a)
       .def(
           "add_softmax", [](Holder& h, std::string name, int x) { return h.program.add_softmax(std::move(name), x); },
           "name"_a, "x"_a)
@@ -510,10 +552,10 @@ NB_MODULE(_native, m) {
           "name"_a, "x"_a, "epsilon"_a)
       .def(
           "add_store",
-          [](Holder& h, std::string name, int x, int first, int width) {
-            return h.program.add_store(std::move(name), x, first, width);
+          [](Holder& h, std::string name, int x, int first, int width, bool planes) {
+            return h.program.add_store(std::move(name), x, first, width, planes);
           },
-          "name"_a, "x"_a, "first"_a, "width"_a)
+          "name"_a, "x"_a, "first"_a, "width"_a, "planes"_a = false)
       .def("finish", [](Holder& h) { h.program.finish(); })
       .def("run", &run, "lengths"_a, "rows"_a, "starts"_a, "widths"_a, "indices"_a, "floats"_a, "biases"_a,
            "key_bias"_a.none(), "token_weights"_a.none(), "outputs"_a)

@@ -56,6 +56,9 @@ int unit_rows(int rows, int panels, int threads) {
 // What a thread may keep for one task of whole sequences.
 constexpr std::size_t kTaskBytes = std::size_t{64} << 20;
 
+// Windows read and write whole vectors, this many floats past an end at most: two vectors.
+constexpr std::size_t kSlack = 32;
+
 // Queries of one attention task: enough to reuse keys and values from the cache, few enough to share out.
 constexpr int kQueryPanels = 4;
 
@@ -74,29 +77,60 @@ Program::Execution::Execution(Program& program, const Batch& batch)
   for (std::int32_t length : b_.lengths) groups_.push_back(ceil_div(length, k_.lanes));
   block_panels_ = std::max(1, kBlockTokens / nb_);
   choose_partition();
-  lay_out_tokens();
-  lay_out_sequences();
+  for (const Domain domain : p_.domains_) {
+    Layout& layout = layouts_.emplace_back();
+    layout.domain = domain;
+    lay_out(layout);
+  }
+  if (storage_->partition == Partition::panels) {
+    task_order_.resize(layout(Domain::token).task_first.size() - 1);
+    std::iota(task_order_.begin(), task_order_.end(), 0);
+  }
+  const int width = kQueryPanels * k_.max_groups;
+  for (std::size_t s = 0; s < groups_.size(); ++s)
+    for (int g = 0; g < groups_[s]; g += width)
+      attention_items_.push_back({static_cast<int>(s), g, std::min(groups_[s], g + width)});
   place_values();
   plan_steps();
+}
+
+// What linear_input and pool need for a panel.
+std::size_t Program::Execution::window_floats(const Op& op) const {
+  const Value& in = value(op.inputs[0]);
+  int rows = in.features;
+  if (op.kind != OpKind::pool) {
+    const int inputs = window_inputs(in, *op.window);
+    const int quantized = stored_features({inputs, in.domain, true, true});
+    rows = in.quantized ? quantized : op.kind == OpKind::linear8 ? inputs + quantized : inputs;
+  }
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(nb_) + 2 * kSlack;
 }
 
 void Program::Execution::choose_partition() {
   const int threads = p_.team_.size(), widest = k_.max_groups;
   const int groups = std::accumulate(groups_.begin(), groups_.end(), 0);
-  // Multiply-adds per token in linear layers, or what takes as long, and per query and key.
-  double linear = 1.0, attention = 0.0;
+  // Multiply-adds per token in linear layers, or what takes as long, and per query and key; and all of an image's.
+  double linear = 1.0, attention = 0.0, image = 0.0;
+  const double lanes = k_.lanes * 2.0 * widest / (widest + 1.0);  // that a unit of cut_cost stands for
   for (const Op& op : p_.ops_) {
-    if (op.kind == OpKind::linear) linear += static_cast<double>(op.weight->nonzeros());
-    if (op.kind == OpKind::linear8)
-      linear += block_cost8(k_, op.weight8->packed().format) * static_cast<double>(op.weight8->blocks());
     if (op.kind == OpKind::attention)
       attention += static_cast<double>(op.attention.heads) * (op.attention.head_size + op.attention.value_size);
+    if (!is_linear(op.kind)) continue;
+    const double cost = op.kind == OpKind::linear
+                            ? static_cast<double>(op.weight->nonzeros())
+                            : block_cost8(k_, op.weight8->packed().format) * static_cast<double>(op.weight8->blocks());
+    const int pixels = value(op.output).domain.lanes;
+    if (pixels > 1)
+      image += cost * lanes * cut_cost(ceil_div(pixels, k_.lanes), widest);
+    else
+      linear += cost;
   }
-  const double unit = linear * k_.lanes * 2.0 * widest / (widest + 1.0);  // of cut_cost
+  const double unit = linear * lanes;
   const auto attention_cost = [&](int g) { return attention * g * k_.lanes * g * k_.lanes; };
 
   // Whole sequences, short ones together, but enough tasks for the team to finish at about the same time.
-  const int target = std::clamp(groups / (4 * threads), widest, std::max(widest, block_panels_ * widest));
+  const int target =
+      image > 0.0 ? 1 : std::clamp(groups / (4 * threads), widest, std::max(widest, block_panels_ * widest));
   std::vector<double> tasks;
   std::size_t most = 0;
   int group_sum = 0;
@@ -107,26 +141,35 @@ void Program::Execution::choose_partition() {
     attention_sum += attention_cost(groups_[s]);
     if (group_sum < target && s + 1 < groups_.size()) continue;
     task_cut_.push_back(static_cast<int>(s) + 1);
-    tasks.push_back(cut_cost(group_sum, widest) * unit + attention_sum);
+    tasks.push_back(cut_cost(group_sum, widest) * unit + attention_sum + image);
     most = std::max(most, static_cast<std::size_t>(ceil_div(group_sum, widest)));
     attention_total += attention_sum;
     group_sum = 0;
     attention_sum = 0.0;
   }
   const Storage& sequences = *p_.storage_[static_cast<std::size_t>(Partition::sequences)];
-  const bool fits = most * static_cast<std::size_t>(nb_) * sequences.task_features * sizeof(float) <= kTaskBytes;
+  std::size_t held = 0;
+  for (const Storage::Slot& slot : sequences.slots) {
+    const std::size_t panels = slot.domain.lanes > 0
+                                   ? static_cast<std::size_t>(ceil_div(ceil_div(slot.domain.lanes, k_.lanes), widest))
+                                   : most;
+    if (slot.scope == Scope::task) held += slot.features * panels * static_cast<std::size_t>(nb_) * sizeof(float);
+  }
+  constexpr double never = std::numeric_limits<double>::infinity();
+  const double images = image * static_cast<double>(groups_.size());
   // Waiting for each other costs a little, and more when it is done after every operation.
-  const double by_sequence = fits ? makespan(tasks, threads) : std::numeric_limits<double>::infinity();
-  const double by_panel = 1.04 * (cut_cost(ceil_div(groups, threads), widest) * unit + attention_total / threads);
-  const double by_row = 1.09 * (cut_cost(groups, widest) * unit + attention_total) / threads;
+  const double by_sequence = held <= kTaskBytes ? makespan(tasks, threads) : never;
+  const double by_panel =
+      image > 0.0 ? never : 1.04 * (cut_cost(ceil_div(groups, threads), widest) * unit + attention_total / threads);
+  const double by_row = 1.09 * (cut_cost(groups, widest) * unit + attention_total + images) / threads;
   Partition best = Partition::panels;
-  if (by_row < by_panel && threads > 1) best = Partition::rows;
+  if (by_row < by_panel && (threads > 1 || image > 0.0)) best = Partition::rows;
   if (by_sequence <= std::min(by_panel, by_row)) best = Partition::sequences;
   storage_ = p_.storage_[static_cast<std::size_t>(best)].get();
   if (best != Partition::sequences) return;
-  tokens_.task_order.resize(tasks.size());
-  std::iota(tokens_.task_order.begin(), tokens_.task_order.end(), 0);
-  std::stable_sort(tokens_.task_order.begin(), tokens_.task_order.end(), [&](int a, int b) {
+  task_order_.resize(tasks.size());
+  std::iota(task_order_.begin(), task_order_.end(), 0);
+  std::stable_sort(task_order_.begin(), task_order_.end(), [&](int a, int b) {
     return tasks[static_cast<std::size_t>(a)] > tasks[static_cast<std::size_t>(b)];
   });
 }
@@ -139,74 +182,68 @@ void Program::Execution::cut_panels(Layout& layout, int groups) const {
     layout.first.push_back(start + static_cast<int>(static_cast<std::int64_t>(groups) * i / panels));
 }
 
-// Cuts the tokens into panels, task by task where there are tasks.
-void Program::Execution::cut_tasks() {
+// Cuts lanes into panels, task by task where there are tasks. `groups`: of each sequence.
+void Program::Execution::cut_tasks(Layout& layout, const std::vector<int>& groups) const {
   const int widest = k_.max_groups, threads = p_.team_.size();
-  const int groups = std::accumulate(groups_.begin(), groups_.end(), 0);
-  tokens_.first = {0};
-  if (storage_->partition == Partition::rows) return cut_panels(tokens_, groups);
-  if (storage_->partition == Partition::sequences) {
-    for (std::size_t t = 0; t + 1 < task_cut_.size(); ++t) {
-      tokens_.task_first.push_back(tokens_.panels());
-      cut_panels(tokens_, std::accumulate(groups_.begin() + task_cut_[t], groups_.begin() + task_cut_[t + 1], 0));
-    }
+  const int all = std::accumulate(groups.begin(), groups.end(), 0);
+  layout.first = {0};
+  switch (storage_->partition) {
+    case Partition::rows:
+      return cut_panels(layout, all);
+    case Partition::sequences:
+      for (std::size_t t = 0; t + 1 < task_cut_.size(); ++t) {
+        layout.task_first.push_back(layout.panels());
+        cut_panels(layout, std::accumulate(groups.begin() + task_cut_[t], groups.begin() + task_cut_[t + 1], 0));
+      }
+      break;
+    case Partition::panels:
+      int tasks = ceil_div(all, widest * block_panels_);
+      if (tasks < 4 * threads) tasks = std::min(all, ceil_div(tasks, threads) * threads);
+      for (int t = 0; t < tasks; ++t) {
+        layout.task_first.push_back(layout.panels());
+        const std::int64_t n = all;
+        cut_panels(layout, static_cast<int>(n * (t + 1) / tasks - n * t / tasks));
+      }
+      break;
+  }
+  layout.task_first.push_back(layout.panels());
+  for (std::size_t t = 0; t + 1 < layout.task_first.size(); ++t)
+    layout.most_panels = std::max(layout.most_panels, layout.task_first[t + 1] - layout.task_first[t]);
+}
+
+void Program::Execution::lay_out(Layout& layout) const {
+  const int lanes = k_.lanes, sequences = static_cast<int>(b_.lengths.size());
+  const bool together = layout.domain == Domain::sequence;  // one lane each, side by side
+  std::vector<int> groups;
+  if (together) {
+    layout.first = {0};
+    cut_panels(layout, ceil_div(sequences, lanes));
   } else {
-    int tasks = ceil_div(groups, widest * block_panels_);
-    if (tasks < 4 * threads) tasks = std::min(groups, ceil_div(tasks, threads) * threads);
-    for (int t = 0; t < tasks; ++t) {
-      tokens_.task_first.push_back(tokens_.panels());
-      const std::int64_t n = groups;
-      cut_panels(tokens_, static_cast<int>(n * (t + 1) / tasks - n * t / tasks));
-      tokens_.task_order.push_back(t);
+    int group = 0;
+    std::int32_t packed = 0;
+    for (const std::int32_t length : b_.lengths) {
+      const std::int32_t items = layout.domain == Domain::token ? length : layout.domain.lanes;
+      layout.group_of.push_back(group);
+      layout.packed_of.push_back(packed);
+      groups.push_back(ceil_div(items, lanes));
+      group += groups.back();
+      packed += items;
+    }
+    cut_tasks(layout, groups);
+  }
+  for (int p = 0; p < layout.panels(); ++p) {
+    for (int g = 0; g < layout.groups(p); ++g) {
+      layout.panel_of.push_back(p);
+      layout.sub_of.push_back(g);
     }
   }
-  tokens_.task_first.push_back(tokens_.panels());
-  for (std::size_t t = 0; t + 1 < tokens_.task_first.size(); ++t)
-    panels_per_task_ = std::max(panels_per_task_, tokens_.task_first[t + 1] - tokens_.task_first[t]);
-}
-
-void Program::Execution::lay_out_tokens() {
-  const int widest = k_.max_groups, lanes = k_.lanes;
-  int groups = 0;
-  std::int32_t packed = 0;
-  for (std::size_t s = 0; s < b_.lengths.size(); ++s) {
-    group_of_.push_back(groups);
-    packed_of_.push_back(packed);
-    for (int g = 0; g < groups_[s]; g += kQueryPanels * widest)
-      attention_items_.push_back({static_cast<int>(s), g, std::min(groups_[s], g + kQueryPanels * widest)});
-    groups += groups_[s];
-    packed += b_.lengths[s];
-  }
-  cut_tasks();
-  for (int p = 0; p < tokens_.panels(); ++p) {
-    for (int g = 0; g < tokens_.groups(p); ++g) {
-      tokens_.panel_of.push_back(p);
-      tokens_.sub_of.push_back(g);
-    }
-  }
-  tokens_.item_at.assign(static_cast<std::size_t>(tokens_.panels()) * static_cast<std::size_t>(nb_), -1);
-  for (std::size_t s = 0; s < b_.lengths.size(); ++s) {
-    for (std::int32_t i = 0; i < b_.lengths[s]; ++i) {
-      const std::size_t group = static_cast<std::size_t>(group_of_[s] + i / lanes);
-      tokens_.item_at[static_cast<std::size_t>(tokens_.panel_of[group] * nb_ + tokens_.sub_of[group] * lanes +
-                                               i % lanes)] = packed_of_[s] + i;
-    }
-  }
-}
-
-void Program::Execution::lay_out_sequences() {
-  const int count = static_cast<int>(b_.lengths.size());
-  sequences_.first = {0};
-  cut_panels(sequences_, ceil_div(count, k_.lanes));
-  sequences_.item_at.assign(static_cast<std::size_t>(sequences_.panels()) * static_cast<std::size_t>(nb_), -1);
-  int item = 0;
-  for (int p = 0; p < sequences_.panels(); ++p) {
-    for (int g = 0; g < sequences_.groups(p); ++g) {
-      sequences_.panel_of.push_back(p);
-      sequences_.sub_of.push_back(g);
-      for (int l = 0; l < k_.lanes && item < count; ++l, ++item)
-        sequences_.item_at[static_cast<std::size_t>(p * nb_ + g * k_.lanes + l)] = item;
-    }
+  layout.item_at.assign(static_cast<std::size_t>(layout.panels()) * static_cast<std::size_t>(nb_), -1);
+  for (int s = 0; s < sequences; ++s) {
+    const std::size_t at = static_cast<std::size_t>(s);
+    const std::int32_t first = together ? s : layout.packed_of[at];
+    const std::int32_t items = layout.domain == Domain::token ? b_.lengths[at] : layout.domain.lanes;
+    for (std::int32_t i = 0; i < items; ++i)
+      layout.item_at[static_cast<std::size_t>(layout.panel(s, i, lanes) * nb_ + layout.lane(s, i, lanes))] = first + i;
   }
 }
 
@@ -214,27 +251,31 @@ void Program::Execution::place_values() {
   const std::size_t nb = static_cast<std::size_t>(nb_);
   std::size_t total = 0;
   const auto floats = [&](const Storage::Slot& slot) {
-    return slot.features * nb * static_cast<std::size_t>(layout(slot.domain).panels());
+    return slot.features * nb * static_cast<std::size_t>(layout(slot.domain).panels()) + kSlack;
   };
   for (const Storage::Slot& slot : storage_->slots)
     if (slot.scope == Scope::shared) total += floats(slot);
   p_.arena_.resize(total);
   float* at = p_.arena_.data();
   for (const Storage::Slot& slot : storage_->slots) {
+    const Layout& where = layout(slot.domain);
+    slot_layouts_.push_back(&where);
     slots_.push_back(slot.scope == Scope::shared ? at : nullptr);
+    task_offsets_.push_back(task_floats_);
     if (slot.scope == Scope::shared) at += floats(slot);
+    if (slot.scope == Scope::task) task_floats_ += slot.features * nb * static_cast<std::size_t>(where.most_panels);
   }
   for (const Op& op : p_.ops_) {
     std::size_t need = 0;
-    if (op.kind == OpKind::embed)
-      need = static_cast<std::size_t>(p_.values_[static_cast<std::size_t>(op.output)].features) * nb;
+    if (is_linear(op.kind) && op.window) need = window_floats(op) * static_cast<std::size_t>(block_panels_);
+    if (op.kind == OpKind::pool) need = window_floats(op);
+    if (op.kind == OpKind::embed) need = static_cast<std::size_t>(value(op.output).features) * nb;
     if (op.kind == OpKind::attention) need = static_cast<std::size_t>(k_.attention_scratch(op.attention.value_size));
     work_floats_ = std::max(work_floats_, need);
   }
   work_floats_ = (work_floats_ + 15) / 16 * 16;
-  task_floats_ = storage_->task_features * nb * static_cast<std::size_t>(panels_per_task_);
   const std::size_t block_floats = storage_->block_features * nb * static_cast<std::size_t>(block_panels_);
-  for (Buffer<float>& scratch : p_.scratch_) scratch.resize(work_floats_ + task_floats_ + block_floats);
+  for (Buffer<float>& scratch : p_.scratch_) scratch.resize(work_floats_ + task_floats_ + block_floats + kSlack);
 }
 
 void Program::Execution::plan_steps() {
@@ -245,7 +286,7 @@ void Program::Execution::plan_steps() {
   for (int n = 0; n < static_cast<int>(storage_->stretches.size()); ++n) {
     const Stretch& stretch = storage_->stretches[static_cast<std::size_t>(n)];
     if (stretch.by_task) {
-      add(Step::Kind::tasks, n, static_cast<int>(tokens_.task_order.size()));
+      add(Step::Kind::tasks, n, static_cast<int>(task_order_.size()));
       continue;
     }
     const Segment& segment = p_.segments_[static_cast<std::size_t>(stretch.first)];
@@ -282,11 +323,10 @@ void Program::Execution::run() {
 void Program::Execution::run_unit(const Step& step, int unit, Hand& hand) {
   const std::size_t index = static_cast<std::size_t>(step.index);
   if (step.kind == Step::Kind::tasks)
-    return run_task(storage_->stretches[index], tokens_.task_order[static_cast<std::size_t>(unit)], hand);
+    return run_task(storage_->stretches[index], task_order_[static_cast<std::size_t>(unit)], hand);
   const Clock::time_point start = Clock::now();
   const Op& op = p_.ops_[index];
-  const int value = op.kind == OpKind::store ? op.inputs[0] : op.output;
-  const Layout& where = layout(p_.values_[static_cast<std::size_t>(value)].domain);
+  const Layout& where = layout(value(op.kind == OpKind::store ? op.inputs[0] : op.output).domain);
   switch (step.kind) {
     case Step::Kind::tasks:
       break;
@@ -319,8 +359,9 @@ float* Program::Execution::panel(int value, int panel, const Hand& hand) const {
       return hand.block_memory + slot.offset * nb * static_cast<std::size_t>(block_panels_) +
              stride * static_cast<std::size_t>(panel - hand.block_panel);
     case Scope::task:
-      return hand.task_memory + slot.offset * nb * static_cast<std::size_t>(panels_per_task_) +
-             stride * static_cast<std::size_t>(panel - hand.task_panel);
+      return hand.task_memory + task_offsets_[index] +
+             stride * static_cast<std::size_t>(panel -
+                                               slot_layouts_[index]->task_first[static_cast<std::size_t>(hand.task)]);
     case Scope::shared:
       break;
   }
@@ -329,11 +370,12 @@ float* Program::Execution::panel(int value, int panel, const Hand& hand) const {
 
 void Program::Execution::run_task(const Stretch& stretch, int task, Hand& hand) {
   const std::size_t t = static_cast<std::size_t>(task);
-  const int first = tokens_.task_first[t], last = tokens_.task_first[t + 1];
-  hand.task_panel = first;
+  hand.task = task;
   for (int s = stretch.first; s < stretch.last; ++s) {
     const Segment& segment = p_.segments_[static_cast<std::size_t>(s)];
     if (segment.local) {
+      const Layout& where = layout(segment.domain);
+      const int first = where.task_first[t], last = where.task_first[t + 1];
       const int step = segment.streamed ? 1 : block_panels_;
       for (int panel = first; panel < last; panel += step)
         run_block(segment, panel, std::min(last, panel + step), hand);
@@ -349,6 +391,7 @@ void Program::Execution::run_task(const Stretch& stretch, int task, Hand& hand) 
 }
 
 void Program::Execution::run_block(const Segment& segment, int first, int last, Hand& hand) {
+  const Layout& where = layout(segment.domain);
   hand.block_panel = first;
   for (int i = segment.first; i < segment.last; ++i) {
     const Clock::time_point start = Clock::now();
@@ -356,10 +399,16 @@ void Program::Execution::run_block(const Segment& segment, int first, int last, 
     if (is_linear(op.kind)) {
       const int rows = weight_rows(op);
       const int tile = last - first > 1 ? tile_rows(op) : rows;
+      hand.x.clear();
+      for (int p = first; p < last; ++p) {
+        float* work = op.window ? hand.work + window_floats(op) * static_cast<std::size_t>(p - first) : nullptr;
+        hand.x.push_back(linear_input(op, where, p, work, hand));
+      }
       for (int row = 0; row < rows; row += tile)
-        for (int p = first; p < last; ++p) linear_tile(op, tokens_, p, row, std::min(rows, row + tile), hand);
+        for (int p = first; p < last; ++p)
+          linear_tile(op, where, p, hand.x[static_cast<std::size_t>(p - first)], row, std::min(rows, row + tile), hand);
     } else {
-      for (int p = first; p < last; ++p) run_local(op, tokens_, p, hand);
+      for (int p = first; p < last; ++p) run_local(op, where, p, hand);
     }
     charge(i, start, hand);
   }
@@ -374,17 +423,115 @@ void Program::Execution::charge(int op, Clock::time_point start, const Hand& han
 void Program::Execution::run_rows(const Op& op, const Layout& where, int unit, Hand& hand) {
   const int rows = weight_rows(op), panels = where.panels();
   const int step = unit_rows(rows, panels, p_.team_.size()), first = unit / panels * step;
-  linear_tile(op, where, unit % panels, first, std::min(rows, first + step), hand);
+  const float* x = linear_input(op, where, unit % panels, hand.work, hand);
+  linear_tile(op, where, unit % panels, x, first, std::min(rows, first + step), hand);
 }
 
-void Program::Execution::linear_tile(const Op& op, const Layout& where, int at, int first_row, int last_row,
-                                     Hand& hand) {
+// Calls f(lane, count, sequence, pixel) for the lanes of a panel that hold neighbouring pixels of one image.
+template <class F>
+void Program::Execution::for_pixels(const Layout& where, int at, F f) const {
+  const std::int32_t* items = where.item_at.data() + static_cast<std::ptrdiff_t>(at) * nb_;
+  for (int lane = 0, count = where.groups(at) * k_.lanes; lane < count;) {
+    if (items[lane] < 0) {
+      ++lane;
+      continue;
+    }
+    const int pixel = items[lane] % where.domain.lanes;
+    const int n = std::min(count - lane, where.domain.lanes - pixel);
+    f(lane, n, items[lane] / where.domain.lanes, pixel);
+    lane += n;
+  }
+}
+
+// What a linear layer reads for a panel: its input's, or what the window shows of it, put together in `work`.
+const float* Program::Execution::linear_input(const Op& op, const Layout& where, int at, float* work, Hand& hand) {
+  if (!op.window) return panel(op.inputs[0], at, hand);
+  const Value& in = value(op.inputs[0]);
+  const int rows = in.quantized ? ceil_div(in.features, kFeatureBlock) : in.features;
+  const int inputs = window_inputs(in, *op.window);
+  const std::ptrdiff_t step =
+      static_cast<std::ptrdiff_t>(inputs / op.window->taps() / (in.quantized ? kFeatureBlock : 1)) * nb_;
+  hand.edge.fill(0.0f);
+  float scale = 0.0f, zero = 0.0f;
+  if (in.quantized) {  // the same scale and zero stand in every lane of every panel
+    const int sequence =
+        where.item_at[static_cast<std::size_t>(at) * static_cast<std::size_t>(nb_)] / where.domain.lanes;
+    const float* x = panel(op.inputs[0], layout(in.domain).panel(sequence, 0, k_.lanes), hand);
+    scale = x[static_cast<std::ptrdiff_t>(rows) * nb_], zero = x[static_cast<std::ptrdiff_t>(rows + 1) * nb_];
+    std::memset(hand.edge.data(), static_cast<int>(zero), sizeof hand.edge);
+  }
+  float* y = work;
+  hand.from = &layout(in.domain);
+  find_strips(op, where, at, hand);
+  for (int tap = 0; tap < op.window->taps(); ++tap, y += step) {
+    gather(op, tap, rows, y, hand);
+    std::fill(y + static_cast<std::ptrdiff_t>(rows) * nb_, y + step, 0.0f);
+  }
+  if (in.quantized) {
+    std::fill_n(y, nb_, scale);
+    std::fill_n(y + nb_, nb_, zero);
+  } else if (op.kind == OpKind::linear8) {
+    y += kSlack;
+    k_.quantize(work, bytes_of(y), inputs, where.groups(at), nullptr);
+    return y;
+  }
+  return work;
+}
+
+// The lanes of a panel as strips of neighbouring pixels of one row of an image.
+void Program::Execution::find_strips(const Op& op, const Layout& where, int at, Hand& hand) const {
+  const int columns = op.window->out[1];
+  hand.strips.clear();
+  for_pixels(where, at, [&](int lane, int n, int sequence, int pixel) {
+    int row = pixel / columns, column = pixel % columns;
+    while (n > 0) {
+      const int m = std::min(n, columns - column);
+      hand.strips.push_back({lane, m, sequence, row++, column});
+      lane += m, n -= m, column = 0;
+    }
+  });
+}
+
+// One tap of a window for the lanes of a panel whose strips are found: rows of what stands there in the input.
+void Program::Execution::gather(const Op& op, int tap, int rows, float* y, Hand& hand) {
+  const Window& w = *op.window;
+  const Layout& from = *hand.from;
+  const int lanes = k_.lanes, stride = w.stride[1];
+  const int below = tap / w.kernel[1] * w.dilation[0] - w.before[0];
+  const int beside = tap % w.kernel[1] * w.dilation[1] - w.before[1];
+  hand.runs.clear();
+  const auto edge = [&](int lane, int n) {
+    for (int i = 0; i < n; i += lanes) hand.runs.push_back({hand.edge.data(), 0, lane + i, false});
+  };
+  for (const Strip& strip : hand.strips) {
+    const int row = strip.row * w.stride[0] + below, start = strip.column * stride + beside, n = strip.lanes;
+    // Lanes [first, last) of the strip do not read beyond the edges.
+    int first = start >= 0 ? 0 : std::min(n, stride == 1 ? -start : ceil_div(-start, stride)), last = first;
+    if (row >= 0 && row < w.in[0] && start < w.in[1])
+      last = std::clamp(stride == 1 ? w.in[1] - start : (w.in[1] - 1 - start) / stride + 1, first, n);
+    edge(strip.lane, first);
+    while (first < last) {
+      const int source = row * w.in[1] + start + first * stride;
+      const int p = from.panel(strip.sequence, source, lanes), l = from.lane(strip.sequence, source, lanes);
+      const int there = from.groups(p) * lanes - l;  // lanes of the panel from here on
+      const int m = stride > 2 ? 1 : std::min(last - first, stride == 1 ? there : (there + 1) / 2);
+      const float* x = panel(op.inputs[0], p, hand) + l;
+      for (int i = 0; i < m; i += lanes)
+        hand.runs.push_back({x + i * stride, nb_, strip.lane + first + i, stride == 2});
+      first += m;
+    }
+    edge(strip.lane + last, n - last);
+  }
+  k_.copy_lanes(hand.runs.data(), static_cast<int>(hand.runs.size()), rows, y);
+}
+
+void Program::Execution::linear_tile(const Op& op, const Layout& where, int at, const float* x, int first_row,
+                                     int last_row, Hand& hand) {
   Epilogue epilogue;
   epilogue.bias = op.bias.data();
   epilogue.residual = op.residual ? panel(op.inputs[1], at, hand) : nullptr;
   epilogue.act = op.unary;
   epilogue.quantization = op.quantization ? &*op.quantization : nullptr;
-  const float* x = panel(op.inputs[0], at, hand);
   float* y = panel(op.output, at, hand);
   if (op.kind == OpKind::linear)
     return k_.linear(op.weight->packed(), x, y, where.groups(at), first_row, last_row, epilogue);
@@ -393,8 +540,22 @@ void Program::Execution::linear_tile(const Op& op, const Layout& where, int at, 
 
 void Program::Execution::run_local(const Op& op, const Layout& where, int at, Hand& hand) {
   const int groups = where.groups(at);
-  if (op.kind == OpKind::embed || op.kind == OpKind::load) return embed(op, where, at, hand);
-  if (op.kind == OpKind::store) return store(op, where, at, hand);
+  switch (op.kind) {
+    case OpKind::embed:
+      return embed(op, where, at, hand);
+    case OpKind::load:
+      return load(op, where, at, hand);
+    case OpKind::store:
+      return store(op, where, at, hand);
+    case OpKind::concat:
+      return concat(op, where, at, hand);
+    case OpKind::spread:
+      return spread(op, where, at, hand);
+    case OpKind::pool:
+      return pool(op, where, at, hand);
+    default:
+      break;
+  }
   const float* x = panel(op.inputs[0], at, hand);
   float* y = panel(op.output, at, hand);
   const int features = p_.values_[static_cast<std::size_t>(op.output)].features;
@@ -423,18 +584,13 @@ void Program::Execution::run_local(const Op& op, const Layout& where, int at, Ha
 
 // Lanes without a token read zeros, so that everything computed from them is finite.
 void Program::Execution::embed(const Op& op, const Layout& where, int at, Hand& hand) {
-  const std::size_t features = static_cast<std::size_t>(p_.values_[static_cast<std::size_t>(op.output)].features);
+  const std::size_t features = static_cast<std::size_t>(value(op.output).features);
   const int count = where.groups(at) * k_.lanes;
   const std::int32_t* items = where.item_at.data() + static_cast<std::ptrdiff_t>(at) * nb_;
   std::vector<const float*> rows(static_cast<std::size_t>(count), nullptr);
   for (int lane = 0; lane < count; ++lane) {
     const std::int32_t item = items[lane];
     if (item < 0) continue;
-    if (op.kind == OpKind::load) {
-      rows[static_cast<std::size_t>(lane)] =
-          b_.floats[static_cast<std::size_t>(op.argument)] + static_cast<std::size_t>(item) * features;
-      continue;
-    }
     float* sum = hand.work + static_cast<std::size_t>(lane) * features;
     bool first = true;
     for (const Table& table : op.tables) {
@@ -458,9 +614,38 @@ void Program::Execution::embed(const Op& op, const Layout& where, int at, Hand& 
   k_.transpose_in(rows.data(), count, panel(op.output, at, hand), static_cast<int>(features));
 }
 
+void Program::Execution::load(const Op& op, const Layout& where, int at, Hand& hand) {
+  const std::size_t features = static_cast<std::size_t>(value(op.output).features);
+  const int count = where.groups(at) * k_.lanes;
+  const float* source = b_.floats[static_cast<std::size_t>(op.argument)];
+  float* y = panel(op.output, at, hand);
+  if (op.planes) {
+    const std::size_t pixels = static_cast<std::size_t>(where.domain.lanes), nb = static_cast<std::size_t>(nb_);
+    for (std::size_t f = 0; f < features; ++f) std::fill_n(y + f * nb, count, 0.0f);
+    return for_pixels(where, at, [&](int lane, int n, int sequence, int pixel) {
+      const float* x = source + static_cast<std::size_t>(sequence) * features * pixels + pixel;
+      for (std::size_t f = 0; f < features; ++f) std::copy_n(x + f * pixels, n, y + f * nb + lane);
+    });
+  }
+  const std::int32_t* items = where.item_at.data() + static_cast<std::ptrdiff_t>(at) * nb_;
+  std::vector<const float*> rows(static_cast<std::size_t>(count), nullptr);
+  for (int lane = 0; lane < count; ++lane)
+    if (items[lane] >= 0)
+      rows[static_cast<std::size_t>(lane)] = source + static_cast<std::size_t>(items[lane]) * features;
+  k_.transpose_in(rows.data(), count, y, static_cast<int>(features));
+}
+
 void Program::Execution::store(const Op& op, const Layout& where, int at, Hand& hand) {
   const float* x = panel(op.inputs[0], at, hand) + static_cast<std::ptrdiff_t>(op.argument) * nb_;
   float* out = b_.outputs[static_cast<std::size_t>(op.output)];
+  if (op.planes) {
+    const std::size_t pixels = static_cast<std::size_t>(where.domain.lanes), width = static_cast<std::size_t>(op.width);
+    return for_pixels(where, at, [&](int lane, int n, int sequence, int pixel) {
+      float* y = out + static_cast<std::size_t>(sequence) * width * pixels + pixel;
+      for (std::size_t f = 0; f < width; ++f)
+        std::copy_n(x + f * static_cast<std::size_t>(nb_) + lane, n, y + f * pixels);
+    });
+  }
   const std::int32_t* items = where.item_at.data() + static_cast<std::ptrdiff_t>(at) * nb_;
   for (int lane = 0; lane < where.groups(at) * k_.lanes; ++lane) {
     if (items[lane] < 0) continue;
@@ -469,18 +654,79 @@ void Program::Execution::store(const Op& op, const Layout& where, int at, Hand& 
   }
 }
 
+void Program::Execution::concat(const Op& op, const Layout& where, int at, Hand& hand) {
+  float* y = panel(op.output, at, hand);
+  for (const int part : op.inputs) {
+    k_.unary(Unary::identity, panel(part, at, hand), y, value(part).features, where.groups(at));
+    y += static_cast<std::ptrdiff_t>(value(part).features) * nb_;
+  }
+}
+
+void Program::Execution::spread(const Op& op, const Layout& where, int at, Hand& hand) {
+  const Layout& from = layout(Domain::sequence);
+  const std::ptrdiff_t features = value(op.output).features;
+  float* y = panel(op.output, at, hand);
+  const auto fill = [&](int lane, int n, int sequence) {
+    const float* x = panel(op.inputs[0], from.panel(sequence, 0, k_.lanes), hand) + from.lane(sequence, 0, k_.lanes);
+    for (std::ptrdiff_t f = 0; f < features; ++f) std::fill_n(y + f * nb_ + lane, n, x[f * nb_]);
+  };
+  if (where.domain != Domain::token)
+    return for_pixels(where, at, [&](int lane, int n, int sequence, int) { fill(lane, n, sequence); });
+  const std::int32_t* items = where.item_at.data() + static_cast<std::ptrdiff_t>(at) * nb_;
+  for (int lane = 0; lane < where.groups(at) * k_.lanes; ++lane) {
+    if (items[lane] < 0) continue;
+    const auto after = std::upper_bound(where.packed_of.begin(), where.packed_of.end(), items[lane]);
+    fill(lane, 1, static_cast<int>(after - where.packed_of.begin()) - 1);
+  }
+}
+
+void Program::Execution::pool(const Op& op, const Layout& where, int at, Hand& hand) {
+  const Window& w = *op.window;
+  const int features = value(op.output).features, groups = where.groups(at);
+  const bool mean = op.binary == Binary::add;
+  const float start = mean ? 0.0f : -std::numeric_limits<float>::infinity();
+  float* y = panel(op.output, at, hand);
+  hand.edge.fill(start);
+  for (std::ptrdiff_t f = 0; f < features; ++f) std::fill_n(y + f * nb_, groups * k_.lanes, start);
+  hand.from = &layout(value(op.inputs[0]).domain);
+  find_strips(op, where, at, hand);
+  for (int tap = 0; tap < w.taps(); ++tap) {
+    gather(op, tap, features, hand.work, hand);
+    k_.binary(op.binary, y, hand.work, y, features, groups, false, 1);
+  }
+  if (!mean) return;
+  // How many inputs the window of each lane has within the image.
+  const auto inside = [&](std::size_t axis, int position) {
+    int n = 0;
+    for (int i = 0; i < w.kernel[axis]; ++i) {
+      const int at_input = position * w.stride[axis] - w.before[axis] + i * w.dilation[axis];
+      n += at_input >= 0 && at_input < w.in[axis];
+    }
+    return n;
+  };
+  for_pixels(where, at, [&](int lane, int n, int, int pixel) {
+    for (int i = 0; i < n; ++i) {
+      const int taps =
+          op.argument != 0 ? w.taps() : inside(0, (pixel + i) / w.out[1]) * inside(1, (pixel + i) % w.out[1]);
+      const float count = static_cast<float>(std::max(1, taps));
+      for (std::ptrdiff_t f = 0; f < features; ++f) y[f * nb_ + lane + i] /= count;
+    }
+  });
+}
+
 void Program::Execution::attention(const Op& op, const AttentionItem& item, int head, Hand& hand) {
   const AttentionShape& shape = op.attention;
   const std::size_t s = static_cast<std::size_t>(item.sequence);
   const int length = b_.lengths[s];
   const int groups = ceil_div(length, k_.lanes);
+  const Layout& tokens = layout(Domain::token);
   const auto point = [&](int value, int feature, auto& pointers) {
     pointers.resize(static_cast<std::size_t>(groups));
     for (int g = 0; g < groups; ++g) {
-      const std::size_t group = static_cast<std::size_t>(group_of_[s] + g);
-      pointers[static_cast<std::size_t>(g)] = panel(value, tokens_.panel_of[group], hand) +
+      const std::size_t group = static_cast<std::size_t>(tokens.group_of[s] + g);
+      pointers[static_cast<std::size_t>(g)] = panel(value, tokens.panel_of[group], hand) +
                                               static_cast<std::ptrdiff_t>(feature) * nb_ +
-                                              tokens_.sub_of[group] * k_.lanes;
+                                              tokens.sub_of[group] * k_.lanes;
     }
   };
   point(op.inputs[0], shape.q_feature + head * shape.head_size, hand.q);
@@ -498,7 +744,7 @@ void Program::Execution::attention(const Op& op, const AttentionItem& item, int 
   task.head_size = shape.head_size;
   task.value_size = shape.value_size;
   task.scale = shape.scale;
-  task.key_bias = b_.key_bias == nullptr ? nullptr : b_.key_bias + packed_of_[s];
+  task.key_bias = b_.key_bias == nullptr ? nullptr : b_.key_bias + tokens.packed_of[s];
   if (shape.bias_input >= 0) {
     const BiasTensor& bias = b_.biases[static_cast<std::size_t>(shape.bias_input)];
     const std::int64_t start = b_.starts[s];
@@ -509,34 +755,39 @@ void Program::Execution::attention(const Op& op, const AttentionItem& item, int 
   k_.attention(task);
 }
 
+// Where a sequence's lane begins in a value of one lane per sequence.
+float* Program::Execution::sequence_lane(int value, int sequence) const {
+  const Layout& where = layout(Domain::sequence);
+  return panel(value, where.panel(sequence, 0, k_.lanes), Hand{}) + where.lane(sequence, 0, k_.lanes);
+}
+
 void Program::Execution::select(const Op& op, int sequence) {
   const std::size_t s = static_cast<std::size_t>(sequence);
   const int column = (op.argument < 0 ? op.argument + b_.widths[s] : op.argument) - b_.starts[s];
-  const std::size_t from = static_cast<std::size_t>(group_of_[s] + column / k_.lanes),
-                    to = static_cast<std::size_t>(sequence / k_.lanes);
-  const Hand none;
+  const Layout& from = layout(Domain::token);
   const float* x =
-      panel(op.inputs[0], tokens_.panel_of[from], none) + tokens_.sub_of[from] * k_.lanes + column % k_.lanes;
-  float* y = panel(op.output, sequences_.panel_of[to], none) + sequences_.sub_of[to] * k_.lanes + sequence % k_.lanes;
-  const int features = p_.values_[static_cast<std::size_t>(op.output)].features;
+      panel(op.inputs[0], from.panel(sequence, column, k_.lanes), Hand{}) + from.lane(sequence, column, k_.lanes);
+  float* y = sequence_lane(op.output, sequence);
+  const int features = value(op.output).features;
   for (std::ptrdiff_t f = 0; f < features; ++f) y[f * nb_] = x[f * nb_];
 }
 
 void Program::Execution::mean(const Op& op, int sequence) {
   const std::size_t s = static_cast<std::size_t>(sequence);
-  const std::size_t to = static_cast<std::size_t>(sequence / k_.lanes);
-  const Hand none;
-  float* y = panel(op.output, sequences_.panel_of[to], none) + sequences_.sub_of[to] * k_.lanes + sequence % k_.lanes;
-  const int features = p_.values_[static_cast<std::size_t>(op.output)].features;
-  const float* weights = b_.token_weights == nullptr ? nullptr : b_.token_weights + packed_of_[s];
+  const Layout& from = layout(value(op.inputs[0]).domain);
+  const bool tokens = from.domain == Domain::token;
+  const int length = tokens ? b_.lengths[s] : from.domain.lanes;
+  float* y = sequence_lane(op.output, sequence);
+  const int features = value(op.output).features;
+  const float* weights = tokens && b_.token_weights != nullptr ? b_.token_weights + from.packed_of[s] : nullptr;
   float total = 0.0f;
-  for (int i = 0; i < b_.lengths[s]; ++i) total += weights == nullptr ? 1.0f : weights[i];
+  for (int i = 0; i < length; ++i) total += weights == nullptr ? 1.0f : weights[i];
   const float inverse = 1.0f / std::max(total, op.epsilon);
   for (std::ptrdiff_t f = 0; f < features; ++f) y[f * nb_] = 0.0f;
-  for (int first = 0; first < b_.lengths[s]; first += k_.lanes) {
-    const std::size_t from = static_cast<std::size_t>(group_of_[s] + first / k_.lanes);
-    const float* x = panel(op.inputs[0], tokens_.panel_of[from], none) + tokens_.sub_of[from] * k_.lanes;
-    const int lanes = std::min(k_.lanes, b_.lengths[s] - first);
+  for (int first = 0; first < length; first += k_.lanes) {
+    const float* x =
+        panel(op.inputs[0], from.panel(sequence, first, k_.lanes), Hand{}) + from.lane(sequence, first, k_.lanes);
+    const int lanes = std::min(k_.lanes, length - first);
     for (std::ptrdiff_t f = 0; f < features; ++f) {
       float sum = 0.0f;
       for (int l = 0; l < lanes; ++l) sum += x[f * nb_ + l] * (weights == nullptr ? 1.0f : weights[first + l]);

@@ -35,6 +35,11 @@ Buffer<float> copy(const float* source, int count, std::size_t size) {
 bool is_local(OpKind kind) { return kind != OpKind::attention && kind != OpKind::select && kind != OpKind::mean; }
 bool is_linear(OpKind kind) { return kind == OpKind::linear || kind == OpKind::linear8; }
 
+int window_inputs(const Value& in, const Window& window) {
+  const int block = in.quantized ? kFeatureBlock : window.align;
+  return window.taps() * ((in.features + block - 1) / block * block);
+}
+
 int stored_features(const Value& v) {
   return v.quantized ? (v.features + kFeatureBlock - 1) / kFeatureBlock + kQuantizedExtra : v.features;
 }
@@ -60,7 +65,8 @@ int Program::add(Op op, int features, Domain domain, bool quantized) {
   require(!finished_, "the program is finished; nothing can be added");
   require(features > 0, "a value must have at least one feature");
   op.output = static_cast<int>(values_.size());
-  values_.push_back({features, domain, quantized});
+  if (std::find(domains_.begin(), domains_.end(), domain) == domains_.end()) domains_.push_back(domain);
+  values_.push_back({features, domain, quantized, false});
   ops_.push_back(std::move(op));
   return ops_.back().output;
 }
@@ -80,22 +86,27 @@ int Program::add_embed(std::string name, int features, std::vector<Table> tables
   return add(std::move(op), features, Domain::token);
 }
 
-int Program::add_load(std::string name, int features, Domain domain, int float_input) {
+int Program::add_load(std::string name, int features, Domain domain, int float_input, bool planes) {
   require(float_input >= 0, "a load reads an input that does not exist");
+  require(domain.lanes >= (planes ? 1 : 0), "planes are of pixels, and their number is known");
   float_inputs_ = std::max(float_inputs_, float_input + 1);
   Op op;
   op.kind = OpKind::load;
   op.name = std::move(name);
   op.argument = float_input;
+  op.planes = planes;
   return add(std::move(op), features, domain);
 }
 
 // What linear layers of floats and of integers have in common.
-void Program::begin_linear(Op& op, const Value& in, int rows, const float* bias, int residual, Unary act) const {
+void Program::begin_linear(Op& op, const Value& in, int rows, int columns, const float* bias, int residual,
+                           Unary act) const {
+  const Domain domain = domain_after(in, op.window);
+  require((op.window ? window_inputs(in, *op.window) : in.features) == columns,
+          "a linear layer's weight does not fit its input");
   if (residual >= 0) {
     const Value& r = float_value(residual);
-    require(r.features == rows && r.domain == in.domain, "a linear layer's residual does not fit its output");
-    require(act == Unary::identity, "a linear layer cannot have both a residual and an activation");
+    require(r.features == rows && r.domain == domain, "a linear layer's residual does not fit its output");
     op.inputs.push_back(residual);
     op.residual = true;
   }
@@ -105,17 +116,33 @@ void Program::begin_linear(Op& op, const Value& in, int rows, const float* bias,
   op.unary = act;
 }
 
-int Program::add_linear(std::string name, int x, Weight weight, const float* bias, int residual, Unary act) {
+Domain Program::domain_after(const Value& in, const std::optional<Window>& window) const {
+  if (!window) return in.domain;
+  std::int64_t in_pixels = 1, out_pixels = 1;
+  for (std::size_t i = 0; i < 2; ++i) {
+    require(window->in[i] > 0 && window->out[i] > 0 && window->kernel[i] > 0 && window->stride[i] > 0 &&
+                window->dilation[i] > 0 && window->before[i] >= 0 && window->align > 0,
+            "a window's extents must be positive");
+    in_pixels *= window->in[i];
+    out_pixels *= window->out[i];
+  }
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() / 2;
+  require(in_pixels == in.domain.lanes && out_pixels <= most, "a window does not fit the image that it reads");
+  return Domain{static_cast<int>(out_pixels)};
+}
+
+int Program::add_linear(std::string name, int x, Weight weight, const float* bias, int residual, Unary act,
+                        const std::optional<Window>& window) {
   const Value in = float_value(x);
   const int rows = weight.packed().rows;
-  require(in.features == weight.packed().columns, "a linear layer's weight does not fit its input");
   Op op;
+  op.window = window;
   op.kind = OpKind::linear;
   op.name = std::move(name);
   op.inputs = {x};
-  begin_linear(op, in, rows, bias, residual, act);
+  begin_linear(op, in, rows, weight.packed().columns, bias, residual, act);
   op.weight = std::make_unique<Weight>(std::move(weight));
-  return add(std::move(op), rows, in.domain);
+  return add(std::move(op), rows, domain_after(in, window));
 }
 
 int Program::add_quantize(std::string name, int x, const std::optional<Quantization>& fixed) {
@@ -126,7 +153,9 @@ int Program::add_quantize(std::string name, int x, const std::optional<Quantizat
   op.name = std::move(name);
   op.inputs = {x};
   op.quantization = fixed;
-  return add(std::move(op), in.features, in.domain, true);
+  const int id = add(std::move(op), in.features, in.domain, true);
+  values_.back().fixed = fixed.has_value();
+  return id;
 }
 
 int Program::add_dequantize(std::string name, int x) {
@@ -139,19 +168,24 @@ int Program::add_dequantize(std::string name, int x) {
 }
 
 int Program::add_linear8(std::string name, int x, Weight8 weight, const float* bias, int residual, Unary act,
-                         const std::optional<Quantization>& out) {
-  const Value in = quantized_value(x);
+                         const std::optional<Quantization>& out, const std::optional<Window>& window) {
+  const bool floats =
+      window && x >= 0 && x < static_cast<int>(values_.size()) && !values_[static_cast<std::size_t>(x)].quantized;
+  const Value in = floats ? float_value(x) : quantized_value(x);
   const int rows = weight.packed().rows;
-  require(in.features == weight.packed().columns, "a linear layer's weight does not fit its input");
+  require(!window || floats || in.fixed, "a convolution of a quantised value needs one scale and zero point for all");
   if (out) check(*out);
   Op op;
+  op.window = window;
   op.kind = OpKind::linear8;
   op.name = std::move(name);
   op.inputs = {x};
-  begin_linear(op, in, rows, bias, residual, act);
+  begin_linear(op, in, rows, weight.packed().columns, bias, residual, act);
   op.weight8 = std::make_unique<Weight8>(std::move(weight));
   op.quantization = out;
-  return add(std::move(op), rows, in.domain, out.has_value());
+  const int id = add(std::move(op), rows, domain_after(in, window), out.has_value());
+  values_.back().fixed = out.has_value();
+  return id;
 }
 
 int Program::add_layer_norm(std::string name, int x, const float* gamma, const float* beta, float epsilon) {
@@ -197,6 +231,52 @@ int Program::add_binary_constant(std::string name, Binary binary, int a, const f
   op.binary = binary;
   op.gamma = copy(constant, in.features, rounded(in.features));
   return add(std::move(op), in.features, in.domain);
+}
+
+int Program::add_concat(std::string name, const std::vector<int>& parts) {
+  require(!parts.empty(), "a concatenation needs at least one value");
+  const Domain domain = float_value(parts.front()).domain;
+  std::int64_t features = 0;
+  for (int part : parts) {
+    require(float_value(part).domain == domain, "the parts of a concatenation differ in shape");
+    features += float_value(part).features;
+  }
+  require(features <= std::numeric_limits<int>::max() / 2, "a concatenation has too many features");
+  Op op;
+  op.kind = OpKind::concat;
+  op.name = std::move(name);
+  op.inputs = parts;
+  return add(std::move(op), static_cast<int>(features), domain);
+}
+
+int Program::add_spread(std::string name, int x, Domain domain) {
+  const Value in = float_value(x);
+  require(in.domain == Domain::sequence && domain.lanes >= 0, "what is spread has one lane per sequence");
+  Op op;
+  op.kind = OpKind::spread;
+  op.name = std::move(name);
+  op.inputs = {x};
+  return add(std::move(op), in.features, domain);
+}
+
+int Program::add_pool(std::string name, int x, const Window& window, Binary binary, bool count_edges) {
+  const Value in = float_value(x);
+  Op op;
+  op.kind = OpKind::pool;
+  op.name = std::move(name);
+  op.inputs = {x};
+  op.window = window;
+  op.binary = binary;
+  op.argument = count_edges;
+  return add(std::move(op), in.features, domain_after(in, window));
+}
+
+int Program::add_max_pool(std::string name, int x, const Window& window) {
+  return add_pool(std::move(name), x, window, Binary::max, false);
+}
+
+int Program::add_mean_pool(std::string name, int x, const Window& window, bool count_edges) {
+  return add_pool(std::move(name), x, window, Binary::add, count_edges);
 }
 
 int Program::add_softmax(std::string name, int x) {
@@ -251,7 +331,6 @@ int Program::add_select(std::string name, int x, int column) {
 
 int Program::add_mean(std::string name, int x, float epsilon) {
   const Value in = float_value(x);
-  require(in.domain == Domain::token, "mean reads tokens");
   Op op;
   op.kind = OpKind::mean;
   op.name = std::move(name);
@@ -260,9 +339,10 @@ int Program::add_mean(std::string name, int x, float epsilon) {
   return add(std::move(op), in.features, Domain::sequence);
 }
 
-int Program::add_store(std::string name, int x, int first, int width) {
+int Program::add_store(std::string name, int x, int first, int width, bool planes) {
   require(!finished_, "the program is finished; nothing can be added");
   const Value in = float_value(x);
+  require(in.domain.lanes >= (planes ? 1 : 0), "planes are of pixels, and their number is known");
   require(first >= 0 && width > 0 && first + width <= in.features, "an output's features are out of range");
   Op op;
   op.kind = OpKind::store;
@@ -270,6 +350,7 @@ int Program::add_store(std::string name, int x, int first, int width) {
   op.inputs = {x};
   op.argument = first;
   op.width = width;
+  op.planes = planes;
   op.output = outputs_++;
   ops_.push_back(std::move(op));
   return ops_.back().output;
@@ -282,7 +363,8 @@ std::vector<Program::Segment> Program::segments() const {
     const int id = op.kind == OpKind::store ? op.inputs[0] : op.output;
     const Domain domain = values_[static_cast<std::size_t>(id)].domain;
     const bool local = is_local(op.kind);
-    if (local && !out.empty() && out.back().local && out.back().domain == domain)
+    // A window reads other panels than its own, so that its input has to be complete.
+    if (local && !op.window && !out.empty() && out.back().local && out.back().domain == domain)
       out.back().last = i + 1;
     else
       out.push_back({i, i + 1, domain, local});
@@ -325,8 +407,9 @@ std::unique_ptr<Program::Storage> Program::plan_storage(Partition partition) con
     for (int i = segment.first; i < segment.last; ++i) segment_of[static_cast<std::size_t>(i)] = s;
     const bool crosses_sequences =
         !segment.local && ops_[static_cast<std::size_t>(segment.first)].kind != OpKind::attention;
-    const bool by_task = segment.domain == Domain::token && !crosses_sequences &&
-                         (partition == Partition::sequences || (partition == Partition::panels && segment.local));
+    const bool by_task = segment.domain != Domain::sequence && !crosses_sequences &&
+                         (partition == Partition::sequences ||
+                          (partition == Partition::panels && segment.local && segment.domain == Domain::token));
     std::vector<Stretch>& stretches = storage->stretches;
     if (partition == Partition::sequences && by_task && !stretches.empty() && stretches.back().by_task)
       stretches.back().last = s + 1;
@@ -340,7 +423,10 @@ std::unique_ptr<Program::Storage> Program::plan_storage(Partition partition) con
     const Op& op = ops_[static_cast<std::size_t>(i)];
     if (op.kind != OpKind::store)
       born[static_cast<std::size_t>(op.output)] = dies[static_cast<std::size_t>(op.output)] = i;
-    for (int id : op.inputs) dies[static_cast<std::size_t>(id)] = i;
+    // Panels after this one read through the window too, when the operations behind it have had their turn here.
+    const int last =
+        op.window ? segments_[static_cast<std::size_t>(segment_of[static_cast<std::size_t>(i)])].last - 1 : i;
+    for (int id : op.inputs) dies[static_cast<std::size_t>(id)] = std::max(dies[static_cast<std::size_t>(id)], last);
   }
   const auto scope_of = [&](std::size_t id) {
     const std::size_t first = static_cast<std::size_t>(segment_of[static_cast<std::size_t>(born[id])]),
@@ -368,8 +454,12 @@ std::unique_ptr<Program::Storage> Program::plan_storage(Partition partition) con
           free_after[s] < i && (best == slots.size() || slots[s].features < slots[best].features))
         best = s;
     }
-    // An operation that only rewrites its first input does so in place when nobody reads that input again.
-    const bool rewrites = op.kind == OpKind::layer_norm || op.kind == OpKind::unary || op.kind == OpKind::binary;
+    // An operation that only rewrites its first input does so in place when nobody reads that input again, a window
+    // that begins its segment among them: that has yet to see the panel from those after it.
+    const std::size_t segment = static_cast<std::size_t>(segment_of[static_cast<std::size_t>(i)]);
+    const Op& begin = ops_[static_cast<std::size_t>(segments_[segment].first)];
+    const bool rewrites = (op.kind == OpKind::layer_norm || op.kind == OpKind::unary || op.kind == OpKind::binary) &&
+                          !(begin.window && begin.inputs[0] == op.inputs[0]);
     if (rewrites && dies[static_cast<std::size_t>(op.inputs[0])] == i &&
         values_[static_cast<std::size_t>(op.inputs[0])].features == values_[id].features) {
       const std::size_t source = static_cast<std::size_t>(storage->places[static_cast<std::size_t>(op.inputs[0])]);
@@ -383,10 +473,9 @@ std::unique_ptr<Program::Storage> Program::plan_storage(Partition partition) con
     storage->places[id] = static_cast<int>(best);
   }
   for (Storage::Slot& slot : storage->slots) {
-    std::size_t& before = slot.scope == Scope::block ? storage->block_features : storage->task_features;
-    if (slot.scope == Scope::shared) continue;
-    slot.offset = before;
-    before += slot.features;
+    if (slot.scope != Scope::block) continue;
+    slot.offset = storage->block_features;
+    storage->block_features += slot.features;
   }
   return storage;
 }

@@ -1,9 +1,11 @@
 // A network as a list of panel operations, ready to run on ragged batches.
 //
-// Values live in token panels (see kernels/kernel_set.h) in one of two domains: `token` has one lane per token, packed
-// sequence after sequence with each sequence aligned to a group; `sequence` has one lane per sequence.
+// Values live in token panels (see kernels/kernel_set.h). Their domain says what has a lane: every token of the batch,
+// every sequence, or every pixel of the sequences' images. Tokens and pixels are packed sequence after sequence, each
+// aligned to a group.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -19,24 +21,52 @@
 
 namespace espalier {
 
-enum class Domain : std::uint8_t { token, sequence };
+// Lanes that each sequence has: 0 for as many as it has tokens, otherwise the same number for all. An image is a
+// sequence, and its pixels row by row are lanes.
+struct Domain {
+  int lanes = 0;
+  bool operator==(const Domain&) const = default;
+  static const Domain token;
+  static const Domain sequence;
+};
+inline constexpr Domain Domain::token{0};
+inline constexpr Domain Domain::sequence{1};
 
 enum class OpKind : std::uint8_t {
   embed,   // sum of table rows                     index inputs -> token
-  load,    // rows of a float input                 float input -> token or sequence
-  linear,  // act(W x + b), W x + b + residual
+  load,    // rows or planes of a float input       float input -> any domain
+  linear,  // act(W x + b + residual)
   quantize,
   dequantize,
   linear8,  // linear over a quantised value, quantised or not
   layer_norm,
   unary,
   binary,   // with a value or with a constant per feature
+  concat,   // features of several values, one after the other
+  spread,   // sequence -> token or pixel: the same for each lane of a sequence
+  pool,     // pixel -> pixel: the largest, or the mean, of a window
   softmax,  // over features
   l2_normalize,
   attention,  // token -> token, within each sequence
   select,     // token -> sequence: one column of each row
-  mean,       // token -> sequence: weighted by the token weights
-  store,      // panel -> rows of an output
+  mean,       // token or pixel -> sequence: tokens weighted by the token weights
+  store,      // panel -> rows or planes of an output
+};
+
+// How pixels of one image read another: output (y, x) reads the inputs (y * stride[0] - before[0] + i * dilation[0],
+// x * stride[1] - before[1] + j * dilation[1]) for each tap (i, j) of the kernel, and zeros beyond the edges. A linear
+// layer sees the taps as inputs, [taps][features], with features rounded up to a multiple of `align` by zeros (of a
+// quantised value, of kFeatureBlock).
+struct Window {
+  using Pair = std::array<int, 2>;  // rows, columns
+  Pair in{};
+  Pair out{};
+  Pair kernel{1, 1};
+  Pair stride{1, 1};
+  Pair dilation{1, 1};
+  Pair before{};  // rows above, columns on the left
+  int align = 1;
+  int taps() const { return kernel[0] * kernel[1]; }
 };
 
 // A borrowed embedding table: [rows][features], float32 or 16-bit integers with a scale per row.
@@ -69,6 +99,7 @@ struct Op {
   Buffer<float> bias;                        // linear, linear8: [M rounded up]
   bool residual = false;                     // linear, linear8: inputs[1] is added
   std::optional<Quantization> quantization;  // quantize: empty means per token; linear8: of the result
+  std::optional<Window> window;              // linear, linear8, pool
   Unary unary = Unary::identity;
   Binary binary = Binary::add;
   Buffer<float> gamma;  // layer_norm; binary: the constant
@@ -76,14 +107,16 @@ struct Op {
   float epsilon = 0.0f;
   std::vector<Table> tables;
   AttentionShape attention;
-  int argument = 0;  // load: float input; select: column; store: first feature
-  int width = 0;     // store: features written
+  int argument = 0;     // load: float input; select: column; store: first feature; pool: whether edges count in a mean
+  int width = 0;        // store: features written
+  bool planes = false;  // load, store: [sequences][features][lanes] outside, not [lanes of all sequences][features]
 };
 
 struct Value {
   int features = 0;
-  Domain domain = Domain::token;
+  Domain domain;
   bool quantized = false;  // a panel is a quantised one
+  bool fixed = false;      // with one scale and zero for all
 };
 
 // Features of floats that take as much memory.
@@ -106,11 +139,11 @@ struct Batch {
   std::vector<std::int32_t> starts;
   std::vector<std::int32_t> widths;          // columns of each row: a negative column to select counts from its end
   std::vector<const std::int32_t*> indices;  // [index input] -> [tokens]
-  std::vector<const float*> floats;          // [float input] -> [tokens or sequences][features]
+  std::vector<const float*> floats;          // [float input] -> [lanes of all sequences][features], or planes
   std::vector<BiasTensor> biases;            // [bias input]
   const float* key_bias = nullptr;           // [tokens] or null: added to the scores of that key
   const float* token_weights = nullptr;      // [tokens] or null (all 1): for mean
-  std::vector<float*> outputs;               // [output] -> [tokens or sequences][width]
+  std::vector<float*> outputs;               // [output] -> [lanes of all sequences][width], or planes
 };
 
 struct OpProfile {
@@ -131,24 +164,32 @@ class Program {
 
   // Building: every call appends an operation and returns the id of its value. Throws Error on inconsistent shapes.
   int add_embed(std::string name, int features, std::vector<Table> tables);
-  int add_load(std::string name, int features, Domain domain, int float_input);
-  int add_linear(std::string name, int x, Weight weight, const float* bias, int residual, Unary act);
+  int add_load(std::string name, int features, Domain domain, int float_input, bool planes = false);
+  // With a window, a convolution: x and the result are images of the window's extents.
+  int add_linear(std::string name, int x, Weight weight, const float* bias, int residual, Unary act,
+                 const std::optional<Window>& window = std::nullopt);
   // `fixed`: one scale and zero (an integer in [0, 255]) for all tokens; without, each token gets its own.
   int add_quantize(std::string name, int x, const std::optional<Quantization>& fixed);
   int add_dequantize(std::string name, int x);
-  // x is a quantised value; so is the result when `out` is given.
+  // x is a quantised value, and so is the result when `out` is given. A convolution wants one scale for all; of floats,
+  // it gives each pixel's window its own.
   int add_linear8(std::string name, int x, Weight8 weight, const float* bias, int residual, Unary act,
-                  const std::optional<Quantization>& out);
+                  const std::optional<Quantization>& out, const std::optional<Window>& window = std::nullopt);
   int add_layer_norm(std::string name, int x, const float* gamma, const float* beta, float epsilon);
   int add_unary(std::string name, int x, Unary op);
   int add_binary(std::string name, Binary op, int a, int b);
   int add_binary_constant(std::string name, Binary op, int a, const float* constant);
+  int add_concat(std::string name, const std::vector<int>& parts);
+  int add_spread(std::string name, int x, Domain domain);
+  // Edges never are the largest; `count_edges` says whether they count in a mean, as zeros.
+  int add_max_pool(std::string name, int x, const Window& window);
+  int add_mean_pool(std::string name, int x, const Window& window, bool count_edges);
   int add_softmax(std::string name, int x);
   int add_l2_normalize(std::string name, int x, float epsilon);
   int add_attention(std::string name, int q, int k, int v, const AttentionShape& shape);
   int add_select(std::string name, int x, int column);
   int add_mean(std::string name, int x, float epsilon);
-  int add_store(std::string name, int x, int first, int width);  // returns the output's number
+  int add_store(std::string name, int x, int first, int width, bool planes = false);  // returns the output's number
   void finish();
 
   // Runs the operations. Safe to call from several threads; calls take turns. Throws Error for an index outside its
@@ -173,15 +214,17 @@ class Program {
   struct Segment {
     int first = 0;
     int last = 0;
-    Domain domain = Domain::token;
+    Domain domain;
     bool local = false;     // panel by panel; otherwise one operation that crosses panels
     bool streamed = false;  // its weights pass by one panel after the other; otherwise tiles of them stay for several
   };
 
   int add(Op op, int features, Domain domain, bool quantized = false);
-  const Value& float_value(int id) const;  // throws when there is none
+  int add_pool(std::string name, int x, const Window& window, Binary binary, bool count_edges);
+  Domain domain_after(const Value& in, const std::optional<Window>& window) const;  // throws where they do not fit
+  const Value& float_value(int id) const;                                           // throws when there is none
   const Value& quantized_value(int id) const;
-  void begin_linear(Op& op, const Value& in, int rows, const float* bias, int residual, Unary act) const;
+  void begin_linear(Op& op, const Value& in, int rows, int columns, const float* bias, int residual, Unary act) const;
   void check_batch(const Batch& batch) const;
   std::vector<Segment> segments() const;
   bool streams(const Segment& segment) const;
@@ -189,6 +232,7 @@ class Program {
 
   const KernelSet& kernels_;
   std::vector<Value> values_;
+  std::vector<Domain> domains_{Domain::token, Domain::sequence};  // of all values
   std::vector<Op> ops_;
   std::vector<Segment> segments_;
   std::vector<std::unique_ptr<Storage>> storage_;  // [Partition]
@@ -207,6 +251,7 @@ class Program {
 };
 
 bool is_local(OpKind kind);
-bool is_linear(OpKind kind);  // of floats or of integers
+bool is_linear(OpKind kind);                               // of floats or of integers
+int window_inputs(const Value& in, const Window& window);  // of a linear layer over a window of `in`
 
 }  // namespace espalier

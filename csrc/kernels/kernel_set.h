@@ -42,7 +42,7 @@ enum class Unary : std::uint8_t {
   softplus,  // log(1 + e^x)
 };
 
-enum class Binary : std::uint8_t { add, sub, mul, div };
+enum class Binary : std::uint8_t { add, sub, mul, div, max, min };
 
 // A packed weight of M rows (outputs) and K columns (inputs).
 struct PackedWeight {
@@ -98,7 +98,7 @@ struct PackedWeight8 {
   const std::int32_t* sums = nullptr;      // [M rounded up]: of each row's weights
 };
 
-// How a linear layer begins and ends: y = act(W x + bias) , or y = W x + bias + residual.
+// How a linear layer begins and ends: y = act(W x + bias + residual).
 struct Epilogue {
   const float* bias = nullptr;      // [M rounded up to kRowBlock]
   const float* residual = nullptr;  // a panel, [M][NB]
@@ -125,6 +125,15 @@ struct AttentionTask {
   float* scratch = nullptr;  // attention_scratch(Dv) floats
 };
 
+// Neighbouring lanes of every row that come from one place: lane `lane` + i of row r is x[r * stride + i], or
+// x[r * stride + 2 * i].
+struct LaneRun {
+  const float* x = nullptr;
+  long stride = 0;  // NB; 0 for what is the same in every row
+  int lane = 0;
+  bool every_second = false;
+};
+
 struct KernelSet {
   const char* name;
   int lanes;
@@ -140,7 +149,7 @@ struct KernelSet {
   // kRowBlock (or M). x and y must not overlap; residual may be y.
   void (*linear)(const PackedWeight& w, const float* x, float* y, int groups, int first_row, int last_row,
                  const Epilogue& e);
-  // The same over a quantised panel: y = act((sum_k (q - zero) w) scale_x scale_w + bias) or without act + residual,
+  // The same over a quantised panel: y = act((sum_k (q - zero) w) scale_x scale_w + bias + residual),
   // the sum in integers. With e.quantization y is a quantised panel, and the call with the last row writes its scale
   // and zero.
   void (*linear8)(const PackedWeight8& w, const std::uint8_t* x, float* y, int groups, int first_row, int last_row,
@@ -165,6 +174,9 @@ struct KernelSet {
   long (*attention_scratch)(int value_size);
   // rows[lane] -> [F] or null (reads as zeros); panel[f][lane] = rows[lane][f] for lanes [0, count).
   void (*transpose_in)(const float* const* rows, int count, float* panel, int features);
+  // y: [rows][NB], put together from runs of ascending lanes, each up to the next and at most `lanes` long. Whole
+  // vectors are moved: a row is written up to lanes floats past its end, and a run read up to twice as many.
+  void (*copy_lanes)(const LaneRun* runs, int count, int rows, float* y);
 };
 
 // Null where this build has no such kernels.

@@ -36,5 +36,6 @@ constexpr KernelSet make_kernel_set(const char* name) {
   set.attention = &attention;
   set.attention_scratch = &attention_scratch_floats;
   set.transpose_in = &transpose_in_panel;
+  set.copy_lanes = &copy_lanes;
   return set;
 }

@@ -106,7 +106,8 @@ TEST(binary_operations) {
     const int nb = k->lanes * k->max_groups, features = 7;
     std::vector<float> a = random.normals(static_cast<std::size_t>(features * nb)), b = random.normals(a.size());
     a[0] = kInf, b[1] = kNan, b[2] = 0.0f, a[3] = -0.0f, a[4] = 1e30f, b[4] = 1e30f, a[5] = 1e-42f;
-    for (Binary op : {Binary::add, Binary::sub, Binary::mul, Binary::div}) {
+    a[6] = kNan, a[7] = b[7] = kNan, a[8] = -kInf, b[9] = kInf;
+    for (Binary op : {Binary::add, Binary::sub, Binary::mul, Binary::div, Binary::max, Binary::min}) {
       for (int mode = 0; mode < 3; ++mode) {  // panel, vector, one number
         for (int groups = 1; groups <= k->max_groups; ++groups) {
           std::vector<float> y(a.size(), kSentinel);
@@ -142,6 +143,39 @@ TEST(transpose_in) {
         compare(k->name, panel.data(), nb, count, 0, features,
                 espalier::reference::transpose_in(rows.data(), count, features));
       }
+    }
+  }
+}
+
+// Runs of every length, at every place, of every kind, against a plain loop. What stands between runs may be anything.
+TEST(copy_lanes) {
+  Random random(10);
+  for (const KernelSet* k : kernel_sets()) {
+    const int nb = k->lanes * k->max_groups;
+    for (int round = 0; round < 2000; ++round) {
+      const int rows = 1 + random.below(9), densest = 1 + random.below(k->lanes);
+      std::vector<espalier::LaneRun> runs;
+      std::vector<int> lengths;
+      std::vector<std::vector<float>> sources;
+      for (int lane = random.below(densest); lane < nb; lane += lengths.back() + random.below(densest)) {
+        const bool same = random.below(4) == 0;
+        // A row is read up to two vectors past the run's start, and not a float further.
+        const std::size_t floats = static_cast<std::size_t>((same ? 0 : rows - 1) * nb + 2 * k->lanes);
+        sources.push_back(random.normals(floats));
+        runs.push_back({sources.back().data(), same ? 0 : nb, lane, random.below(2) == 0});
+        lengths.push_back(std::min(nb - lane, 1 + random.below(random.below(3) == 0 ? k->lanes : densest)));
+      }
+      std::vector<float> y(static_cast<std::size_t>(rows * nb + k->lanes), kSentinel);
+      k->copy_lanes(runs.data(), static_cast<int>(runs.size()), rows, y.data());
+      bool same = true;
+      for (int r = 0; r < rows; ++r) {
+        for (std::size_t i = 0; i < runs.size(); ++i) {
+          for (int l = 0; l < lengths[i]; ++l)
+            same = same && y[static_cast<std::size_t>(r * nb + runs[i].lane + l)] ==
+                               runs[i].x[r * runs[i].stride + (runs[i].every_second ? 2 : 1) * l];
+        }
+      }
+      CHECK(same, k->name, " rows ", rows, " runs ", runs.size());
     }
   }
 }

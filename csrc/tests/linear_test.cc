@@ -84,6 +84,8 @@ TEST(small_shapes_in_every_format_chunk_and_group) {
               const int split = std::min(rows, 4 * (1 + random.below(3)));
               run_case(c, x, {bias.data(), nullptr, Unary::gelu}, 0, rows, false, all_rows(rows));
               run_case(c, x, {bias.data(), residual.data(), Unary::identity}, 0, rows, true, all_rows(rows));
+              run_case(c, x, {bias.data(), residual.data(), Unary::relu}, 0, rows, true, all_rows(rows));
+              run_case(c, x, {bias.data(), residual.data(), Unary::silu}, 0, split, false, all_rows(rows));
               run_case(c, x, {nullptr, residual.data(), Unary::identity}, 0, split, false, all_rows(rows));
               if (split < rows) run_case(c, x, {bias.data(), nullptr, Unary::relu}, split, rows, false, all_rows(rows));
             }

@@ -8,6 +8,10 @@ from numpy.typing import NDArray
 
 import espalier.errors
 
+Pair = tuple[int, int]
+Window = tuple[Pair, Pair, Pair, Pair, Pair, Pair]
+"""Rows and columns of: the input, the output, the kernel, strides, dilations, padding before. Known to type checkers alone."""
+
 class NativeError(espalier.errors.EngineError):
     pass
 
@@ -101,7 +105,9 @@ class Program:
     @property
     def panel_width(self) -> int: ...
     def add_embed(self, name: str, tables: Sequence[tuple[Any, NDArray[numpy.float32] | None, int]]) -> int: ...
-    def add_load(self, name: str, features: int, domain: str, float_input: int) -> int: ...
+    def add_load(self, name: str, features: int, lanes: int, float_input: int, planes: bool = False) -> int:
+        """lanes: those of each sequence, 0 for one per token."""
+
     def add_linear(
         self,
         name: str,
@@ -110,8 +116,10 @@ class Program:
         bias: NDArray[numpy.float32] | None,
         residual: int = -1,
         act: str = "identity",
+        window: Window | None = None,
+        align: int = 1,
     ) -> int:
-        """Takes the weight over."""
+        """Takes the weight over. With a window (see `Window` in csrc/engine/program.h), a convolution."""
 
     def add_quantize(self, name: str, x: int, scale: float | None = None, zero: float | None = None) -> int:
         """8 bit integers (q - zero) * scale: one scale and zero (in 0..255) for all tokens, or by default one of each per token, from its own features."""
@@ -129,6 +137,7 @@ class Program:
         act: str = "identity",
         out_scale: float | None = None,
         out_zero: float | None = None,
+        window: Window | None = None,
     ) -> int:
         """x is a quantised value; so is the result, with out_scale and out_zero. Takes the weight over."""
 
@@ -138,6 +147,12 @@ class Program:
     def add_unary(self, name: str, x: int, op: str) -> int: ...
     def add_binary(self, name: str, op: str, a: int, b: int) -> int: ...
     def add_binary_constant(self, name: str, op: str, a: int, b: NDArray[numpy.float32]) -> int: ...
+    def add_concat(self, name: str, parts: Sequence[int]) -> int: ...
+    def add_spread(self, name: str, x: int, lanes: int) -> int:
+        """One value per sequence in each of its lanes."""
+
+    def add_max_pool(self, name: str, x: int, window: Window) -> int: ...
+    def add_mean_pool(self, name: str, x: int, window: Window, count_edges: bool) -> int: ...
     def add_softmax(self, name: str, x: int) -> int: ...
     def add_l2_normalize(self, name: str, x: int, epsilon: float) -> int: ...
     def add_attention(
@@ -153,7 +168,7 @@ class Program:
     ) -> int: ...
     def add_select(self, name: str, x: int, column: int) -> int: ...
     def add_mean(self, name: str, x: int, epsilon: float) -> int: ...
-    def add_store(self, name: str, x: int, first: int, width: int) -> int: ...
+    def add_store(self, name: str, x: int, first: int, width: int, planes: bool = False) -> int: ...
     def finish(self) -> None: ...
     def run(
         self,

@@ -349,8 +349,8 @@ class Session:
         return fallback.run_list(wanted, feeds, run_options)
 
 
-def _program(source: Source) -> Program:
-    """Import, lift and cut the model."""
+def _program(source: Source, *, images: bool) -> Program:
+    """Import, lift and cut the model. ``images``: whether what runs native parts has convolutions."""
     model = source.model
     if source.kind == "plan" and isinstance(model, Path):
         from espalier import compiler
@@ -367,7 +367,7 @@ def _program(source: Source) -> Program:
 
     try:
         graph = passes.run(_read_bytes(model) if isinstance(model, bytes) else onnx.read(model))
-        return Program.of(graph, cut.partition(graph, model))
+        return Program.of(graph, cut.partition(graph, model, images=images))
     except (ModelFormatError, UnsupportedModelError, GraphError) as error:
         return _unread(source, error)
 
@@ -407,7 +407,7 @@ def _ready(source: Source, settings: LoadSettings) -> tuple[Program, list[AnySte
 
     What a GPU refuses is refused: a model asked for there must not run elsewhere unnoticed.
     """
-    program = _program(source)
+    program = _program(source, images=not settings.is_gpu)
     try:
         return program, prepare(program.steps, settings)
     except (UnsupportedModelError, ModelFormatError, GraphError) as error:

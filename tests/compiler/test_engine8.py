@@ -22,7 +22,7 @@ ROWS, COLUMNS, TOKENS = 37, 61, 70
 def run(isa: str, x: np.ndarray, width: int, build: Callable[[_native.Program, int], int]) -> np.ndarray:
     """``[tokens, width]``: what ``build`` makes of ``x`` ``[tokens, F]``."""
     program = _native.Program(isa, 2)
-    value = build(program, program.add_load("x", x.shape[1], "token", 0))
+    value = build(program, program.add_load("x", x.shape[1], 0, 0))
     program.add_store("y", value, 0, width)
     program.finish()
     y = np.empty((len(x), width), np.float32)
@@ -136,7 +136,7 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(EngineError, match="known: dense8, 1x4x8"):
         _native.Weight8(matrix, "dense", "scalar")
     program = _native.Program("scalar", 1)
-    x = program.add_load("x", 8, "token", 0)
+    x = program.add_load("x", 8, 0, 0)
     with pytest.raises(EngineError, match="both a scale and a zero point"):
         program.add_quantize("q", x, 0.5)
     with pytest.raises(EngineError, match="reads one of floats"):

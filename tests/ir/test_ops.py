@@ -10,6 +10,7 @@ import pytest
 
 from espalier.errors import GraphError, InputShapeError
 from espalier.ir import ACTIVATIONS, OPS, TensorType
+from espalier.ir.images import Window
 
 INF, NAN = float("inf"), float("nan")
 LOWEST = float(np.finfo(np.float32).min)
@@ -38,6 +39,11 @@ def i8(*shape: int | str) -> TensorType:
 
 def u8(*shape: int | str) -> TensorType:
     return TensorType("uint8", shape)
+
+
+def window(*pairs: tuple[int, int], **others: tuple[int, int]) -> list[int]:
+    """Of source, result, kernel and what else is not usual."""
+    return Window(*pairs, **others).numbers
 
 
 X = f32("batch", "seq", 8)
@@ -176,6 +182,14 @@ def test_arithmetic_broadcasts() -> None:
     close(apply("Div", np.array(1, np.float32), np.array([[0, 2], [INF, NAN]], np.float32)), [[INF, 0.5], [0, NAN]])
 
 
+def test_max_and_min() -> None:
+    x, y = [[NAN, 1, INF, -INF]], np.array([[1, NAN, 2, 3]], np.float32)
+    close(apply("Max", x, y), [[NAN, 1, INF, 3]])
+    close(apply("Min", x, y), [[NAN, 1, 2, -INF]])
+    close(apply("Max", [[[1, 5], [3, 2]]], np.array([2, 3], np.float32)), [[[2, 5], [3, 3]]])
+    close(apply("Min", [[1, 5]], np.array(2, np.float32)), [[1, 2]])
+
+
 def attention(q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None, **attrs: Any) -> np.ndarray:
     defaults = {"heads": 1, "scale": 1.0, "mask_value": LOWEST}
     return apply("Attention", q, k, v, mask, bias, **{**defaults, **attrs})
@@ -248,6 +262,95 @@ def test_masked_mean() -> None:
     close(apply("MaskedMean", x, mask, epsilon=1e-9), np.full((3, 2), NAN))
 
 
+def test_mean_without_a_mask() -> None:
+    x = [[[1, 2], [3, 4]], [[NAN, INF], [1, 1]]]
+    close(apply("MaskedMean", x, epsilon=1e-9), [[2, 3], [NAN, INF]])
+    close(apply("MaskedMean", x, None, epsilon=4), [[1, 1.5], [NAN, INF]])
+    close(apply("MaskedMean", [[[1e8], [1], [-1e8]]], epsilon=1e-9), [[1 / 3]])
+
+
+def test_images_are_tokens_row_by_row() -> None:
+    image = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
+    tokens = apply("ImageToTokens", image)
+    close(tokens, [[[0, 6], [1, 7], [2, 8], [3, 9], [4, 10], [5, 11]]])
+    close(apply("TokensToImage", tokens, rows=2, columns=3), image)
+    close(apply("TokensToImage", tokens, rows=1, columns=6)[0, 1, 0], [6, 7, 8, 9, 10, 11])
+
+
+NINE = np.arange(1, 10, dtype=np.float32).reshape(1, 9, 1)
+"""An image of 3 rows: 1 2 3, 4 5 6, 7 8 9."""
+
+
+def test_unfold_shows_taps_row_by_row() -> None:
+    found = apply("Unfold", NINE, window=window((3, 3), (2, 2), (2, 2)), align=1)
+    close(found, [[[1, 2, 4, 5], [2, 3, 5, 6], [4, 5, 7, 8], [5, 6, 8, 9]]])
+    both = apply("Unfold", np.concatenate([NINE, -NINE]), window=window((3, 3), (2, 2), (2, 2)), align=1)
+    close(both, np.concatenate([found, -found]))
+
+
+def test_unfold_with_stride_dilation_and_edges() -> None:
+    # The outputs read rows -1 and 0, then 1 and 2; columns 0 and 2, then 1 and 3.
+    shape = window((3, 3), (2, 2), (2, 2), stride=(2, 1), dilation=(1, 2), before=(1, 0))
+    close(apply("Unfold", NINE, window=shape, align=1), [[[0, 0, 1, 3], [0, 0, 2, 0], [4, 6, 7, 9], [5, 0, 8, 0]]])
+    beyond = window((1, 1), (1, 3), (1, 1), before=(0, 1))
+    close(apply("Unfold", [[[5]]], window=beyond, align=1), [[[0], [5], [0]]])
+
+
+def test_unfold_rounds_the_features_of_each_tap_up() -> None:
+    x, shape = [[[1, NAN], [3, INF]]], window((1, 2), (1, 1), (1, 2))
+    close(apply("Unfold", x, window=shape, align=1), [[[1, NAN, 3, INF]]])
+    close(apply("Unfold", x, window=shape, align=2), [[[1, NAN, 3, INF]]])
+    close(apply("Unfold", x, window=shape, align=3), [[[1, NAN, 0, 3, INF, 0]]])
+    close(apply("Unfold", x, window=shape, align=4), [[[1, NAN, 0, 0, 3, INF, 0, 0]]])
+
+
+def test_max_pool() -> None:
+    # Rows, and columns, -1 and 0, then 1 and 2.
+    close(apply("MaxPool", NINE, window=window((3, 3), (2, 2), (2, 2), stride=(2, 2), before=(1, 1))),
+          [[[1], [3], [7], [9]]])  # fmt: skip
+    x = [[[5, -5], [1, -1], [2, -2], [9, -9], [3, -3]]]
+    close(apply("MaxPool", x, window=window((1, 5), (1, 1), (1, 3), dilation=(1, 2))), [[[5, -2]]])
+
+
+def test_max_pool_does_not_count_edges() -> None:
+    shape = window((1, 2), (1, 4), (1, 2), before=(0, 1))
+    close(apply("MaxPool", [[[-3], [-5]]], window=shape), [[[-3], [-3], [-5], [-INF]]])
+
+
+def test_nan_is_never_the_largest() -> None:
+    x, shape = [[[NAN], [1], [NAN], [NAN], [-INF]]], window((1, 5), (1, 4), (1, 2))
+    close(apply("MaxPool", x, window=shape), [[[1], [1], [-INF], [-INF]]])
+
+
+def test_mean_pool() -> None:
+    shape = window((3, 3), (2, 2), (2, 2), stride=(2, 2), before=(1, 1))
+    close(apply("MeanPool", NINE, window=shape, count_edges=False), [[[1], [2.5], [5.5], [7]]])
+    close(apply("MeanPool", NINE, window=shape, count_edges=True), [[[0.25], [1.25], [2.75], [7]]])
+    dilated = window((1, 5), (1, 1), (1, 3), dilation=(1, 2))
+    close(apply("MeanPool", [[[5], [NAN], [2], [NAN], [3]]], window=dilated, count_edges=False), [[[10 / 3]]])
+
+
+def test_mean_pool_beyond_the_edges() -> None:
+    shape = window((1, 2), (1, 4), (1, 2), before=(0, 1))
+    close(apply("MeanPool", [[[2], [4]]], window=shape, count_edges=False), [[[2], [3], [4], [0]]])
+    close(apply("MeanPool", [[[2], [INF]]], window=shape, count_edges=True), [[[1], [INF], [INF], [0]]])
+
+
+def test_mean_pool_accumulates_in_float64() -> None:
+    shape = window((1, 3), (1, 1), (1, 3))
+    close(apply("MeanPool", [[[1e8], [1], [-1e8]]], window=shape, count_edges=False), [[[1 / 3]]])
+
+
+def test_concat() -> None:
+    close(apply("Concat", [[1, 2]], None, [[3]], [[NAN, 5, 6]]), [[1, 2, 3, NAN, 5, 6]])
+    close(apply("Concat", [[[1], [2]]], [[[3, 4], [5, 6]]]), [[[1, 3, 4], [2, 5, 6]]])
+    close(apply("Concat", [[1, 2]]), [[1, 2]])
+
+
+def test_spread() -> None:
+    close(apply("Spread", [[1, 2], [3, NAN]], tokens=2), [[[1, 2], [1, 2]], [[3, NAN], [3, NAN]]])
+
+
 def test_l2_normalize() -> None:
     close(apply("L2Normalize", [[3, 4], [0, 0]], epsilon=1e-12), [[0.6, 0.8], [0, 0]])
     close(apply("L2Normalize", [[3, 4]], epsilon=10.0), [[0.3, 0.4]])
@@ -273,6 +376,11 @@ def test_cast() -> None:
 
 # ---- inference -------------------------------------------------------------------------------------------------------
 
+UNKNOWN = TensorType("float32", None)
+IMAGE = f32("batch", 6, 8)
+WINDOW: dict[str, Any] = {"window": window((2, 3), (1, 2), (2, 2))}
+LINE: dict[str, Any] = {"window": window((1, 3), (1, 4), (1, 2), before=(0, 1))}
+
 INFERRED: list[tuple[str, tuple[TensorType | None, ...], dict[str, Any], TensorType]] = [
     ("Positions", (IDS,), {"offset": 0}, i64(1, "seq")),
     ("PositionsFromIds", (IDS,), {"padding_idx": 1}, IDS),
@@ -292,14 +400,36 @@ INFERRED: list[tuple[str, tuple[TensorType | None, ...], dict[str, Any], TensorT
     ("Add", (f32(), X), {}, X),
     ("Add", (f32("?1", "?2", 8), X), {}, X),
     ("Mul", (f32("batch", 8), f32("batch", "?")), {}, f32("batch", 8)),
+    ("Max", (X, f32(8)), {}, X),
+    ("Min", (f32("batch", "?"), f32("batch", 8)), {}, f32("batch", 8)),
     ("Softmax", (f32("batch", 3),), {}, f32("batch", 3)),
     ("SelectToken", (X,), {"index": 0}, f32("batch", 8)),
     ("MaskedMean", (X, IDS), {"epsilon": 1e-9}, f32("batch", 8)),
+    ("MaskedMean", (X,), {"epsilon": 1e-9}, f32("batch", 8)),
+    ("MaskedMean", (X, None), {"epsilon": 1e-9}, f32("batch", 8)),
+    ("ImageToTokens", (f32("batch", "?", 2, 3),), {}, f32("batch", 6, "?")),
+    ("TokensToImage", (IMAGE,), {"rows": 2, "columns": 3}, f32("batch", 8, 2, 3)),
+    ("TokensToImage", (X,), {"rows": 3, "columns": 1}, f32("batch", 8, 3, 1)),
+    ("TokensToImage", (UNKNOWN,), {"rows": 1, "columns": 3}, f32("?", "?", 1, 3)),
+    ("Unfold", (IMAGE,), {**WINDOW, "align": 1}, f32("batch", 2, 32)),
+    ("Unfold", (f32("batch", 6, 5),), {**WINDOW, "align": 3}, f32("batch", 2, 24)),
+    ("Unfold", (X,), {**LINE, "align": 1}, f32("batch", 4, 16)),
+    ("Unfold", (f32("batch", "seq", "?"),), {**LINE, "align": 4}, f32("batch", 4, "?")),
+    ("MaxPool", (IMAGE,), WINDOW, f32("batch", 2, 8)),
+    ("MaxPool", (UNKNOWN,), LINE, f32("?", 4, "?")),
+    ("MeanPool", (IMAGE,), {**WINDOW, "count_edges": False}, f32("batch", 2, 8)),
+    ("MeanPool", (X,), {**LINE, "count_edges": True}, f32("batch", 4, 8)),
+    ("Concat", (X,), {}, X),
+    ("Concat", (f32("batch", 8), None, f32("batch", 1)), {}, f32("batch", 9)),
+    ("Concat", (f32("batch", "?2", 2), f32(2, "seq", 5), f32("?1", 3, 1)), {}, f32(2, 3, 8)),
+    ("Concat", (X, f32("batch", "seq", "?")), {}, f32("batch", "seq", "?")),
+    ("Concat", (X, UNKNOWN), {}, UNKNOWN),
+    ("Spread", (f32("batch", 8),), {"tokens": 5}, f32("batch", 5, 8)),
     ("L2Normalize", (f32("batch", 8),), {"epsilon": 1e-12}, f32("batch", 8)),
     ("SliceFeatures", (X,), {"start": 2, "stop": 4, "squeeze": False}, f32("batch", "seq", 2)),
     ("SliceFeatures", (X,), {"start": 2, "stop": 3, "squeeze": True}, f32("batch", "seq")),
     ("Cast", (X,), {"dtype": "float16"}, TensorType("float16", ("batch", "seq", 8))),
-    ("Linear", (TensorType("float32", None), f32(3, 8), None), {}, TensorType("float32", None)),
+    ("Linear", (UNKNOWN, f32(3, 8), None), {}, UNKNOWN),
     ("Attention", (X, X, f32("batch", "seq", 4), IDS, f32(1, 2, "seq", "seq")),
      {"heads": 2, "scale": 0.5, "mask_value": -INF}, f32("batch", "seq", 4)),
     ("Attention", (X, X, X, None, f32("batch", 1, 1, "seq")),
@@ -358,6 +488,39 @@ REFUSED: list[tuple[str, tuple[TensorType | None, ...], dict[str, Any], str]] = 
     ("SelectToken", (f32("batch", 8),), {"index": 0}, "'x' must have 3 dimensions"),
     ("SelectToken", (f32("batch", 4, 8),), {"index": 4}, "index 4 is outside a sequence of 4 tokens"),
     ("MaskedMean", (f32("batch", 4, 8), i64("batch", 5)), {"epsilon": 1}, "seq of x and mask must agree, got 4 and 5"),
+    ("MaskedMean", (), {"epsilon": 1}, "takes 1 to 2 operands, got 0"),
+    ("MaskedMean", (X, f32("batch", "seq")), {"epsilon": 1}, "operand 'mask' must be of dtype int64"),
+    ("MaskedMean", (f32("batch", 8),), {"epsilon": 1}, "'x' must have 3 dimensions"),
+    ("Max", (X, f32("batch", "seq", 7)), {}, "features must agree, got 8 and 7"),
+    ("Min", (X, f32("batch", 8)), {}, "expected tensors of one shape"),
+    ("ImageToTokens", (X,), {}, r"x must be \[batch, features, rows, columns\] with known extents"),
+    ("ImageToTokens", (f32("batch", 8, "rows", 3),), {}, r"known extents, got float32\[batch, 8, rows, 3\]"),
+    ("ImageToTokens", (UNKNOWN,), {}, "known extents"),
+    ("TokensToImage", (f32("batch", 5, 8),), {"rows": 2, "columns": 3}, r"must be \[batch, 6, features\], got .*5"),
+    ("TokensToImage", (f32("batch", 8),), {"rows": 2, "columns": 3}, r"must be \[batch, 6, features\]"),
+    ("TokensToImage", (f32(),), {"rows": 2, "columns": 3}, r"must be \[batch, 6, features\]"),
+    ("TokensToImage", (IMAGE,), {"rows": -2, "columns": -3}, "must be positive, got -2 and -3"),
+    ("TokensToImage", (IMAGE,), {"rows": 2}, "attribute 'columns' is missing"),
+    ("Unfold", (f32("batch", 5, 8),), {**WINDOW, "align": 1}, r"\[batch, 6, features\] for a window over \(2, 3\)"),
+    ("Unfold", (f32("batch", 8),), {**WINDOW, "align": 1}, r"x must be \[batch, 6, features\]"),
+    ("Unfold", (IMAGE,), {**WINDOW, "align": 0}, "align must be positive, got 0"),
+    ("Unfold", (IMAGE,), WINDOW, "attribute 'align' is missing"),
+    ("MaxPool", (f32("batch", 7, 8),), WINDOW, r"x must be \[batch, 6, features\] .*got float32\[batch, 7, 8\]"),
+    ("MaxPool", (f32("batch", 8, 2, 3),), WINDOW, r"x must be \[batch, 6, features\]"),
+    ("MaxPool", (IMAGE,), {"window": (2, 3)}, r"attribute 'window': expected list, got \(2, 3\)"),
+    ("MaxPool", (IMAGE,), {**WINDOW, "count_edges": True}, "has no attribute 'count_edges'; it takes: window"),
+    ("MeanPool", (f32("batch", 7, 8),), {**WINDOW, "count_edges": True}, r"x must be \[batch, 6, features\]"),
+    ("MeanPool", (IMAGE,), {**WINDOW, "count_edges": 1}, "expected bool, got 1"),
+    ("Concat", (X, f32("batch", 8)), {}, "must differ in their features alone"),
+    ("Concat", (f32("?", 8), f32(2, 8), f32(3, 8)), {}, "must differ in their features alone"),
+    ("Concat", (f32(2, 3, 8), f32(2, 4, 8)), {}, r"must differ in their features alone, got .*\(2, 4, 8\)"),
+    ("Concat", (f32(8), f32(8)), {}, r"must be \[batch, seq, features\] or \[batch, features\]"),
+    ("Concat", (None, X), {}, "operand 'x0' is missing"),
+    ("Concat", (X, i64("batch", "seq", 1)), {}, "operand 'x1' must be of dtype float32"),
+    ("Concat", (X,) * 65, {}, "takes 1 to 64 operands, got 65"),
+    ("Spread", (X,), {"tokens": 2}, r"x must be \[batch, features\]"),
+    ("Spread", (f32(),), {"tokens": 2}, r"x must be \[batch, features\]"),
+    ("Spread", (f32("batch", 8),), {"tokens": 0}, "tokens positive, got .* and 0"),
     ("SliceFeatures", (X,), {"start": 4, "stop": 9, "squeeze": False}, "stop=9 is beyond the 8 features"),
     ("SliceFeatures", (X,), {"start": 4, "stop": 4, "squeeze": False}, "0 <= start < stop"),
     ("SliceFeatures", (X,), {"start": 4, "stop": 6, "squeeze": True}, "squeeze needs one feature, got 2"),
@@ -381,6 +544,23 @@ def test_inference_refuses(op: str, kinds: Any, attrs: Any, message: str) -> Non
     with pytest.raises(GraphError, match=message) as caught:
         infer(op, *kinds, **attrs)
     assert op in str(caught.value)
+
+
+def test_inference_without_a_shape() -> None:
+    assert infer("Spread", UNKNOWN, tokens=2) == f32("?", 2, "?")
+    assert infer("Unfold", UNKNOWN, align=2, **WINDOW) == f32("?", 2, "?")
+
+
+def test_a_window_is_12_numbers() -> None:
+    shape = Window((2, 3), (1, 2), (2, 2), (1, 2), (3, 1), (0, 1))
+    assert shape.numbers == [2, 3, 1, 2, 2, 2, 1, 2, 3, 1, 0, 1]
+    assert Window.of(shape.numbers) == shape
+    right = WINDOW["window"]
+    changes = ((0, 0), (5, 0), (6, 0), (9, -1), (10, -1), (4, 2.0), (4, True), (11, "1"))
+    changed = [[*right[:at], value, *right[at + 1 :]] for at, value in changes]
+    for wrong in ([], right[:-1], [*right, 0], *changed):
+        with pytest.raises(GraphError, match=r"a window is 12 whole numbers, .*; got \["):
+            infer("MaxPool", IMAGE, window=wrong)
 
 
 def test_bodies_have_the_inferred_types() -> None:

@@ -13,6 +13,7 @@ import pytest
 from espalier.errors import GraphError, ModelError, UnsupportedModelError
 from espalier.ir import reference
 from espalier.ir.graph import Graph, Node, TensorType
+from espalier.ir.images import Window
 from espalier.ir.ops import ACTIVATIONS, OPS
 from espalier.onnx import writer
 
@@ -50,6 +51,30 @@ def int8_linear(**changes: Any) -> dict[str, np.ndarray]:
 # One token: the range of the tensor, which is what ONNX knows, is then that of the token.
 ONE_TOKEN = floats(1, 1, F)
 PER_TOKEN = {"x_scale": None, "x_zero": None}
+
+ROWS, COLUMNS = 4, 5
+PIXELS = floats(B, ROWS * COLUMNS, F)
+NOT_FINITE = PIXELS.copy()
+NOT_FINITE[0, 6], NOT_FINITE[1, 0, 2], NOT_FINITE[2, -1] = np.inf, np.nan, -np.inf
+
+
+def window(result: tuple[int, int], kernel: tuple[int, int], **others: tuple[int, int]) -> dict[str, Any]:
+    return {"window": Window((ROWS, COLUMNS), result, kernel, **others).numbers}
+
+
+WINDOWS: dict[str, dict[str, Any]] = {
+    "a plain window": window((3, 4), (2, 2)),
+    "one pixel": window((ROWS, COLUMNS), (1, 1)),
+    "edges": window((4, 5), (3, 3), before=(1, 1)),
+    "edges on one side": window((4, 5), (2, 3), before=(0, 2)),
+    "a stride that leaves pixels over": window((2, 2), (1, 2), stride=(2, 3)),
+    "a stride and edges": window((2, 3), (3, 3), stride=(2, 2), before=(1, 1)),
+    "dilation": window((2, 3), (2, 2), dilation=(2, 2)),
+    "dilation and edges": window((4, 5), (3, 3), dilation=(2, 2), before=(2, 2)),
+    "edges as wide as the kernel": window((6, 7), (3, 2), dilation=(2, 2), before=(4, 2)),
+    "fewer outputs than fit": window((2, 1), (2, 2)),
+    "edges as wide as the kernel and fewer outputs than fit": window((4, 2), (2, 2), dilation=(2, 1), before=(2, 0)),
+}
 
 Case = tuple[str, dict[str, Any], dict[str, np.ndarray], dict[str, np.ndarray]]
 """Op, attributes, operands that are inputs, operands that are constants (in the spec's order when merged)."""
@@ -117,6 +142,28 @@ CASES: dict[str, Case] = {
     "select token": ("SelectToken", {"index": 0}, {"x": X}, {}),
     "select the last token": ("SelectToken", {"index": -1}, {"x": X}, {}),
     "masked mean": ("MaskedMean", {"epsilon": 1e-9}, {"x": X, "mask": MASK}, {}),
+    "mean": ("MaskedMean", {"epsilon": 1e-9}, {"x": X}, {}),
+    "mean of less than epsilon": ("MaskedMean", {"epsilon": 20}, {"x": X}, {}),
+    "max": ("Max", {}, {"x": X, "y": floats(B, S, F)}, {}),
+    "max over the batch": ("Max", {}, {"x": X, "y": floats(1, S, F)}, {}),
+    "max with a scalar": ("Max", {}, {"x": NOT_FINITE}, {"y": np.float32(0.5)}),
+    "min of features": ("Min", {}, {"x": NOT_FINITE}, {"y": floats(F)}),
+    "image to tokens": ("ImageToTokens", {}, {"x": floats(B, F, ROWS, COLUMNS)}, {}),
+    "tokens to image": ("TokensToImage", {"rows": ROWS, "columns": COLUMNS}, {"x": PIXELS}, {}),
+    "unfold to whole blocks": ("Unfold", {**WINDOWS["a plain window"], "align": 4}, {"x": PIXELS}, {}),
+    "unfold to longer blocks": ("Unfold", {**WINDOWS["edges"], "align": 5}, {"x": PIXELS}, {}),
+    "max pool of infinities": ("MaxPool", WINDOWS["edges"], {"x": np.where(np.isnan(NOT_FINITE), 0, NOT_FINITE)}, {}),
+    # MaxPool has no such case: ONNX Runtime gives the lowest finite number where there is nothing but edges.
+    "mean pool beyond the edges": (
+        "MeanPool",
+        {**window((8, 2), (2, 2), before=(2, 0)), "count_edges": False},
+        {"x": PIXELS},
+        {},
+    ),
+    "concat": ("Concat", {}, {"x0": X, "x2": floats(B, S, 1), "x3": floats(B, S, 5)}, {}),
+    "concat of sequences": ("Concat", {}, {"x0": floats(B, 2), "x1": floats(B, F)}, {}),
+    "concat of one": ("Concat", {}, {"x0": X}, {}),
+    "spread": ("Spread", {"tokens": 6}, {"x": floats(B, F)}, {}),
     "l2 normalize": ("L2Normalize", {"epsilon": 1e-12}, {"x": floats(B, F)}, {}),
     "softmax": ("Softmax", {}, {"x": X}, {}),
     "slice": ("SliceFeatures", {"start": 2, "stop": 5, "squeeze": False}, {"x": X}, {}),
@@ -124,6 +171,13 @@ CASES: dict[str, Case] = {
     "cast": ("Cast", {"dtype": "float16"}, {"x": X}, {}),
 }
 CASES |= {f"activation {kind}": ("Activation", {"kind": kind}, {"x": np.abs(X) + 0.1}, {}) for kind in ACTIVATIONS}
+for of, shape in WINDOWS.items():
+    CASES |= {
+        f"unfold, {of}": ("Unfold", {**shape, "align": 1}, {"x": NOT_FINITE}, {}),
+        f"max pool, {of}": ("MaxPool", shape, {"x": PIXELS}, {}),
+        f"mean pool, {of}": ("MeanPool", {**shape, "count_edges": False}, {"x": NOT_FINITE}, {}),
+        f"mean pool that counts edges, {of}": ("MeanPool", {**shape, "count_edges": True}, {"x": NOT_FINITE}, {}),
+    }
 
 
 def graph_of(case: Case) -> Graph:
@@ -165,6 +219,21 @@ def test_the_cases_cover_every_op() -> None:
 
 def linear_graph() -> Graph:
     return graph_of(CASES["linear"])
+
+
+@pytest.mark.parametrize(("case", "op"), [("max pool", "MaxPool"), ("mean pool", "AveragePool")])
+def test_pools_stay_pools(case: str, op: str) -> None:
+    """So that other runtimes know them, and the importer too."""
+    for of in ("a plain window", "edges", "edges on one side", "a stride that leaves pixels over"):
+        model = writer.to_model(graph_of(CASES[f"{case}, {of}"]))
+        assert [node.op_type for node in model.graph.node] == ["Transpose", "Reshape", op, "Reshape", "Transpose"]
+
+
+def test_blocks_of_unknown_length_are_refused() -> None:
+    graph = graph_of(CASES["unfold to longer blocks"])
+    graph.types["x"] = TensorType("float32", (B, ROWS * COLUMNS, "?"))
+    with pytest.raises(GraphError, match="must know the features of 'x'"):
+        writer.to_model(graph)
 
 
 def test_readers_of_one_value_share_its_quantisation() -> None:

@@ -308,6 +308,6 @@ def test_a_segment_the_engine_refuses_goes_to_onnxruntime(
     assert session.run(None, {name: np.ones((2, 3), np.int64) for name in tiny.inputs})[1].shape == (2, 3)
     assert "no kernel for this" in session.report().layers[0].why
     assert len(session.report().steps) == 1
-    monkeypatch.setattr(module, "_program", lambda _source: Program.of(tiny, partition(tiny)))
+    monkeypatch.setattr(module, "_program", lambda _source, **_: Program.of(tiny, partition(tiny)))
     with pytest.raises(UnsupportedModelError, match="no kernel"):
         module._ready(Source("hf", Path("folder")), LoadSettings(threads=1, tune=False))

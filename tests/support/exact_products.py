@@ -8,7 +8,9 @@ from onnx import numpy_helper
 
 # Operators that multiply bytes, with the places of: the left zero point, the weight, the weight's zero point.
 _PRODUCTS = {
+    "ConvInteger": (2, 1, 3),
     "MatMulInteger": (2, 1, 3),
+    "QLinearConv": (2, 3, 5),
     "QLinearMatMul": (2, 3, 5),
     "MatMulIntegerToFloat": (4, 1, 5),
     "DynamicQuantizeMatMul": (None, 1, 3),

@@ -169,5 +169,9 @@ void binary_panel(Binary op, const float* a, const float* b, float* y, int featu
       return zip([](V p, V q) { return p * q; });
     case Binary::div:
       return zip([](V p, V q) { return p / q; });
+    case Binary::max:
+      return zip([](V p, V q) { return max(q, p); });
+    case Binary::min:
+      return zip([](V p, V q) { return min(q, p); });
   }
 }

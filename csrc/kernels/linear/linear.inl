@@ -1,4 +1,4 @@
-// y = act(W x + bias) or W x + bias + residual, for W dense, unstructured or 4x1.
+// y = act(W x + bias + residual), for W dense, unstructured or 4x1.
 //
 // R is the number of groups in the panel. A weight is broadcast against R vectors of tokens. Columns are taken in
 // chunks whose slice of the panel stays in the L1 cache; between chunks the partial sums rest in y.

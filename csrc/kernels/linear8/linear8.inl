@@ -1,4 +1,4 @@
-// y = act((sum_k (q - zero) w) scale_x scale_w + bias) or ... + residual, over a quantised panel.
+// y = act((sum_k (q - zero) w) scale_x scale_w + bias + residual), over a quantised panel.
 //
 // Four inputs of a token fill a lane, so four weights of a row are broadcast against vectors of tokens, as single
 // weights are in linear.inl. The sum of integers is exact, so its order is free: several accumulators, blocks in any

@@ -101,6 +101,10 @@ double binary(Binary op, double a, double b) {
       return a * b;
     case Binary::div:
       return a / b;
+    case Binary::max:
+      return b > a ? b : a;
+    case Binary::min:
+      return b < a ? b : a;
   }
   return std::nan("");
 }

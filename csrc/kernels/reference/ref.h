@@ -25,7 +25,7 @@ double unary(Unary op, double x);
 double unary_bound(Unary op, double x, double y);
 double binary(Binary op, double a, double b);
 
-// Rows [first, last) of act(W x + bias) or W x + bias + residual; weight is dense [M][K]. Only nonzero weights count,
+// Rows [first, last) of act(W x + bias + residual); weight is dense [M][K]. Only nonzero weights count,
 // so that 0 * inf does not. bound: (K + 4) epsilon (sum |w x| + |bias| + |residual|), carried through the activation.
 Result linear(const float* weight, int rows, int columns, const float* x, int width, int lanes, int first, int last,
               const Epilogue& e);

@@ -4,6 +4,11 @@ struct V {
   __m256 r;
   static constexpr int lanes = 8;
   static V load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  // p[0], p[2], p[4], ...
+  static V load_even(const float* p) {
+    const __m256 pairs = _mm256_shuffle_ps(_mm256_loadu_ps(p), _mm256_loadu_ps(p + lanes), 0x88);
+    return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), 0xd8))};
+  }
   static V splat(float x) { return {_mm256_set1_ps(x)}; }
   static V broadcast(const float* p) { return {_mm256_broadcast_ss(p)}; }
   static V zero() { return {_mm256_setzero_ps()}; }

@@ -4,6 +4,11 @@ struct V {
   __m512 r;
   static constexpr int lanes = 16;
   static V load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  // p[0], p[2], p[4], ...
+  static V load_even(const float* p) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return {_mm512_permutex2var_ps(_mm512_loadu_ps(p), even, _mm512_loadu_ps(p + lanes))};
+  }
   static V splat(float x) { return {_mm512_set1_ps(x)}; }
   static V broadcast(const float* p) { return {_mm512_set1_ps(*p)}; }
   static V zero() { return {_mm512_setzero_ps()}; }

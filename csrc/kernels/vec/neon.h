@@ -4,6 +4,8 @@ struct V {
   float32x4_t r;
   static constexpr int lanes = 4;
   static V load(const float* p) { return {vld1q_f32(p)}; }
+  // p[0], p[2], p[4], ...
+  static V load_even(const float* p) { return {vuzp1q_f32(vld1q_f32(p), vld1q_f32(p + lanes))}; }
   static V splat(float x) { return {vdupq_n_f32(x)}; }
   static V broadcast(const float* p) { return {vld1q_dup_f32(p)}; }
   static V zero() { return {vdupq_n_f32(0.0f)}; }

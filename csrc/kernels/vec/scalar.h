@@ -8,6 +8,12 @@ struct V {
     for (int i = 0; i < LANES; ++i) out.r[i] = p[i];
     return out;
   }
+  // p[0], p[2], p[4], ...
+  static V load_even(const float* p) {
+    V out;
+    for (int i = 0; i < LANES; ++i) out.r[i] = p[2 * i];
+    return out;
+  }
   static V splat(float x) {
     V out;
     for (int i = 0; i < LANES; ++i) out.r[i] = x;

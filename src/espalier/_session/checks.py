@@ -208,7 +208,7 @@ def value_checks(graph: Graph) -> list[ValueCheck]:
 def _checks_of(node: Node, makers: dict[str, Node], graph: Graph) -> list[ValueCheck]:
     if node.op == "Attention" and len(node.inputs) > 3 and node.inputs[3]:
         return [ValueCheck("mask", node.inputs[3])]
-    if node.op == "MaskedMean":
+    if node.op == "MaskedMean" and len(node.inputs) > 1:
         return [ValueCheck("mask", node.inputs[1])]
     if node.op != "Embedding":
         return []

@@ -16,7 +16,9 @@ from espalier.compiler.formats import Tuner
 from espalier.compiler.plumbing import HostFunction, Output, bias_function, host_function, masks_of, stores_of
 from espalier.compiler.weights import Layer, Weights
 from espalier.errors import GraphError, InputShapeError, UnsupportedModelError
-from espalier.ir.graph import Graph, Node, Shape
+from espalier.ir.graph import Graph, Node
+from espalier.ir.images import Window
+from espalier.ir.ops import BIAS_OPERAND
 from espalier.ir.stored import ScaledTable
 
 if TYPE_CHECKING:
@@ -29,18 +31,38 @@ ENGINE_ACTIVATIONS = frozenset(
     {"abs", "elu", "erf", "exp", "gelu", "gelu_tanh", "neg", "quick_gelu", "reciprocal", "relu", "sigmoid", "silu"}
     | {"softplus", "sqrt", "tanh"}
 )
-_BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+_BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Max": "max", "Min": "min"}
 
 
 @dataclass
 class _Value:
-    """A value in the engine: features ``[first, first + width)`` of the value ``id``."""
+    """A value in the engine: features ``[first, first + width)`` of the value ``id``.
+
+    ``lanes``: of each sequence; 0 for one per token.
+    """
 
     id: int
-    domain: str
+    lanes: int
     first: int
     width: int
     whole: bool
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A linear layer that its reader may take over: one that adds a residual, one that applies an activation."""
+
+    node: Node
+    residual: int = -1
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a window shows of the value ``source``, for a linear layer to read."""
+
+    source: str
+    window: Window
+    align: int
 
 
 @dataclass
@@ -62,7 +84,8 @@ class Lowering:
         self.plumbing = masks_of(graph, exact_padding=exact_padding)
         self.layers: list[Layer] = []
         self._consumers = graph.consumers()
-        self._values: dict[str, _Value | _Sum | Node] = {}
+        self._values: dict[str, _Value | _Sum | _Linear] = {}
+        self._shown: dict[str, _Shown] = {}
         self._index_inputs: dict[str, int] = {}
         self._bias_inputs: dict[str, int] = {}
         self._producers = graph.producers()
@@ -76,7 +99,7 @@ class Lowering:
         for name in self.graph.inputs:
             kind = self.graph.types[name]
             if kind.dtype == "float32" and kind.shape is not None and len(kind.shape) in (2, 3) and self._is_data(name):
-                self._load(name, _domain(kind.shape), kind.shape[-1])
+                self._load(name, 0 if len(kind.shape) == 3 else 1, kind.shape[-1])
         for node in self.graph.nodes:
             rule = getattr(self, f"_lower_{node.op.lower()}", None)
             if node.op in _BINARY:
@@ -104,8 +127,12 @@ class Lowering:
         self._values[name] = value
         for store in self._stores.get(name, []):
             width = value.width if store.width is None else store.width
-            number = self.program.add_store(store.output, value.id, value.first + store.first, width)
-            self.plumbing.outputs.append(Output(store.output, number, value.domain, width, store.squeeze, store.dtype))
+            planes = store.grid is not None
+            number = self.program.add_store(store.output, value.id, value.first + store.first, width, planes)
+            domain = ("token", "sequence", "image")[2 if planes else min(value.lanes, 2)]
+            self.plumbing.outputs.append(
+                Output(store.output, number, domain, width, store.squeeze, store.dtype, value.lanes, store.grid)
+            )
 
     def _value(self, name: str) -> _Value:
         """The engine value of ``name``, emitting what was put off."""
@@ -114,7 +141,7 @@ class Lowering:
             raise UnsupportedModelError(f"the engine cannot read {name!r}: it is not a tensor of tokens or sequences")
         if isinstance(value, _Sum):
             value = self._emit_sum(name, value)
-        elif isinstance(value, Node):
+        elif isinstance(value, _Linear):
             value = self._emit_linear(value, name)
         return value
 
@@ -135,23 +162,26 @@ class Lowering:
         matrix = _native.SparseMatrix.from_parts(value.width, total, rows, indices, np.ones(value.width, np.float32))
         weight = _native.Weight(matrix, "unstructured", self._chunk(matrix), self.tuner.isa)
         id_ = self.program.add_linear(f"{name}/slice", value.id, weight, None)
-        picked = _Value(id_, value.domain, 0, value.width, True)
+        picked = _Value(id_, value.lanes, 0, value.width, True)
         self._values[name] = picked
         return picked
 
     def _chunk(self, matrix: SparseMatrix) -> int:
         return next(chunk for name, chunk, _ in matrix.candidates(self.tuner.isa) if name == "unstructured")
 
-    def _new(self, id_: int, domain: str, width: int) -> _Value:
+    def _new(self, id_: int, lanes: int, width: int) -> _Value:
         self._features[id_] = width
-        return _Value(id_, domain, 0, width, True)
+        return _Value(id_, lanes, 0, width, True)
 
-    def _load(self, name: str, domain: str, features: Any) -> None:
+    def _load(self, name: str, lanes: int, features: Any, image: str = "") -> None:
+        """A float input; with ``image`` the planes of that input become ``name``."""
         if not isinstance(features, int):
-            raise UnsupportedModelError(f"the input {name!r} has an unknown number of features")
+            raise UnsupportedModelError(f"the input {image or name!r} has an unknown number of features")
         number = len(self.plumbing.floats)
-        self.plumbing.floats.append((name, domain))
-        self._define(name, self._new(self.program.add_load(name, features, domain, number), domain, features))
+        domain = "image" if image else ("token", "sequence")[lanes]
+        self.plumbing.floats.append((image or name, domain))
+        id_ = self.program.add_load(image or name, features, lanes, number, bool(image))
+        self._define(name, self._new(id_, lanes, features))
 
     def _constant(self, name: str) -> np.ndarray | None:
         return self.graph.constants.get(name)
@@ -215,47 +245,63 @@ class Lowering:
         self._value(name)
 
     def _emit_sum(self, name: str, pending: _Sum) -> _Value:
-        value = self._new(self.program.add_embed(name, pending.tables), "token", pending.width)
+        value = self._new(self.program.add_embed(name, pending.tables), 0, pending.width)
         self._define(name, value)
         return value
 
     def _lower_linear(self, node: Node) -> None:
         readers = self._consumers.get(node.outputs[0], [])
         if len(readers) == 1 and readers[0].op in ("Activation", "Add") and node.outputs[0] not in self._stores:
-            self._values[node.outputs[0]] = node  # fused with its reader
+            self._values[node.outputs[0]] = _Linear(node)  # fused with its reader
             return
-        self._emit_linear(node, node.outputs[0])
+        self._emit_linear(_Linear(node), node.outputs[0])
 
     _lower_qlinear = _lower_linear
 
-    def _emit_linear(self, node: Node, result: str, residual: int = -1, act: str = "identity") -> _Value:
+    def _emit_linear(self, linear: _Linear, result: str, act: str = "identity") -> _Value:
         from espalier import _native
 
+        node = linear.node
         choice, layer = self._weights.take(node)
         self.layers.append(layer)
         rows = layer.shape[0]
-        weight, operands = choice.weight, (residual, act)
+        shown = self._shown.get(node.inputs[0])
+        source = shown.source if shown else node.inputs[0]
+        static, window = self._static(node), shown.window.pairs if shown else None
+        weight, operands = choice.weight, (linear.residual, act)
+        bias = self._optional_vector(node, BIAS_OPERAND[node.op], rows)
         if isinstance(weight, _native.Weight8):
-            x, bias = self._quantize(node.inputs[0], self._static(node)), self._optional_vector(node, 4, rows)
+            # What windows show is rounded window by window, unless all have the same scale.
+            x = self._whole(source) if shown and static is None else self._quantize(source, static)
             after = self._rounding_after(result)
-            id_ = self.program.add_linear8(layer.name, x.id, weight, bias, *operands, *(after or ()))
+            scale, zero = after or (None, None)
+            id_ = self.program.add_linear8(layer.name, x.id, weight, bias, *operands, scale, zero, window)
+            lanes = shown.window.pixels if shown else x.lanes
             if after:
-                value = self._quantized[result, after] = _Value(id_, x.domain, 0, rows, True)
+                value = self._quantized[result, after] = _Value(id_, lanes, 0, rows, True)
                 return value
-        elif node.op == "QLinear":
-            x, bias = self._rounded(node), self._optional_vector(node, 4, rows)
-            id_ = self.program.add_linear(layer.name, x.id, weight, bias, *operands)
         else:
-            x, bias = self._whole(node.inputs[0]), self._optional_vector(node, 2, rows)
-            id_ = self.program.add_linear(layer.name, x.id, weight, bias, *operands)
-        value = self._new(id_, x.domain, rows)
+            x = self._rounded(node, source) if node.op == "QLinear" else self._whole(source)
+            align = shown.align if shown else 1
+            id_ = self.program.add_linear(layer.name, x.id, weight, bias, *operands, window, align)
+            lanes = shown.window.pixels if shown else x.lanes
+        value = self._new(id_, lanes, rows)
         self._define(result, value)
         return value
+
+    def _lanes_after(self, linear: Node) -> int:
+        """Lanes per sequence of a linear layer that is put off."""
+        shown = self._shown.get(linear.inputs[0])
+        return shown.window.pixels if shown else next(iter(self._lanes_of(linear.inputs[0])), 0)
 
     # ---- 8 bit activations -------------------------------------------------------------------------------------------
 
     def _static(self, node: Node) -> Static | None:
-        """The scale and zero point that a QLinear or FakeQuantize gives its input; None for one of each per token."""
+        """The scale and zero point that a QLinear or FakeQuantize gives its input; None for one of each per token, and
+        for a Linear.
+        """
+        if node.op == "Linear":
+            return None
         scale, zero = node.inputs[1:3] if node.op == "FakeQuantize" else [*node.inputs, "", ""][5:7]
         if not scale:
             return None
@@ -268,22 +314,26 @@ class Lowering:
         if known is None:
             x = self._whole(name)
             id_ = self.program.add_quantize(f"quantize:{name}", x.id, *(static or ()))
-            known = self._quantized[name, static] = _Value(id_, x.domain, 0, x.width, True)
+            known = self._quantized[name, static] = _Value(id_, x.lanes, 0, x.width, True)
         return known
 
-    def _rounded(self, node: Node) -> _Value:
+    def _rounded(self, node: Node, source: str) -> _Value:
         """The input of a QLinear or FakeQuantize as its integers have it, in floats."""
-        x = self._quantize(node.inputs[0], self._static(node))
-        return self._new(self.program.add_dequantize(self._label(node), x.id), x.domain, x.width)
+        x = self._quantize(source, self._static(node))
+        return self._new(self.program.add_dequantize(self._label(node), x.id), x.lanes, x.width)
 
     def _lower_fakequantize(self, node: Node) -> None:
         static = self._static(node)
-        self._define(node.outputs[0], self._rounded(node))
+        self._define(node.outputs[0], self._rounded(node, node.inputs[0]))
         self._quantized[node.outputs[0], static] = self._quantize(node.inputs[0], static)
 
     def _rounding_after(self, name: str) -> Static | None:
         """The scale and zero point of all who read ``name``, if they have the same and nobody reads it as floats."""
-        readers = self._consumers.get(name, [])
+        readers = [
+            reader
+            for first in self._consumers.get(name, [])
+            for reader in (self._consumers.get(first.outputs[0], []) if first.op == "Unfold" else [first])
+        ]
         if name in self._stores or any(reader.op not in ("QLinear", "FakeQuantize") for reader in readers):
             return None
         found = {self._static(reader) for reader in readers}
@@ -296,12 +346,12 @@ class Lowering:
         if kind not in ENGINE_ACTIVATIONS:
             raise UnsupportedModelError(f"the engine has no activation {kind!r}")
         pending = self._values.get(node.inputs[0])
-        if isinstance(pending, Node):
-            self._emit_linear(pending, node.outputs[0], act=kind)
+        if isinstance(pending, _Linear):
+            self._emit_linear(pending, node.outputs[0], kind)
             return
         x = self._whole(node.inputs[0])
         self._define(
-            node.outputs[0], self._new(self.program.add_unary(self._label(node), x.id, kind), x.domain, x.width)
+            node.outputs[0], self._new(self.program.add_unary(self._label(node), x.id, kind), x.lanes, x.width)
         )
 
     def _lower_binary(self, node: Node) -> None:
@@ -316,10 +366,10 @@ class Lowering:
         if absorbed:
             return None
         x, y = self._whole(a), self._whole(b)
-        if x.domain != y.domain:
-            raise UnsupportedModelError(f"{node.op} {node.name!r} mixes tokens and whole sequences")
+        if x.lanes != y.lanes:
+            raise UnsupportedModelError(f"{node.op} {node.name!r} mixes tokens, pixels or whole sequences")
         id_ = self.program.add_binary(self._label(node), _BINARY[node.op], x.id, y.id)
-        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+        self._define(node.outputs[0], self._new(id_, x.lanes, x.width))
         return None
 
     def _absorb_add(self, node: Node, a: str, b: str) -> bool:
@@ -335,20 +385,25 @@ class Lowering:
 
     def _add_residual(self, node: Node, linear: str, other: str) -> bool:
         pending = self._values.get(linear)
-        if not isinstance(pending, Node):
+        if not isinstance(pending, _Linear) or pending.residual >= 0:
             return False
         residual = self._whole(other)
         shape = self.graph.types[linear].shape
-        if shape is None or residual.domain != _domain(shape) or residual.width != shape[-1]:
+        if shape is None or residual.lanes != self._lanes_after(pending.node) or residual.width != shape[-1]:
             return False
-        self._emit_linear(pending, node.outputs[0], residual=residual.id)
+        fused, result = _Linear(pending.node, residual.id), node.outputs[0]
+        readers = self._consumers.get(result, [])
+        if len(readers) == 1 and readers[0].op == "Activation" and result not in self._stores:
+            self._values[result] = fused
+        else:
+            self._emit_linear(fused, result)
         return True
 
     def _binary_constant(self, node: Node, a: str, b: str) -> None:
         x = self._whole(a)
         vector = self._vector(b, x.width)
         id_ = self.program.add_binary_constant(self._label(node), _BINARY[node.op], x.id, vector)
-        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+        self._define(node.outputs[0], self._new(id_, x.lanes, x.width))
 
     def _constant_binary(self, node: Node, a: str, b: str) -> None:
         """``constant op x``, rewritten with the constant on the right."""
@@ -360,29 +415,31 @@ class Lowering:
             id_ = self.program.add_unary(f"{label}/neg", id_, "neg")
         elif node.op == "Div":
             id_ = self.program.add_unary(f"{label}/reciprocal", id_, "reciprocal")
-        operation = "add" if node.op in ("Add", "Sub") else "mul"
+        operation = {"Add": "add", "Sub": "add", "Mul": "mul", "Div": "mul", "Max": "max", "Min": "min"}[node.op]
         id_ = self.program.add_binary_constant(label, operation, id_, vector)
-        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+        self._define(node.outputs[0], self._new(id_, x.lanes, x.width))
 
     def _lower_layernorm(self, node: Node) -> None:
         x = self._whole(node.inputs[0])
         gamma = self._vector(node.inputs[1], x.width)
         beta = self._optional_vector(node, 2, x.width)
         id_ = self.program.add_layer_norm(self._label(node), x.id, gamma, beta, float(node.attrs["epsilon"]))
-        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+        self._define(node.outputs[0], self._new(id_, x.lanes, x.width))
 
     def _lower_softmax(self, node: Node) -> None:
         x = self._whole(node.inputs[0])
         id_ = self.program.add_softmax(self._label(node), x.id)
-        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+        self._define(node.outputs[0], self._new(id_, x.lanes, x.width))
 
     def _lower_l2normalize(self, node: Node) -> None:
         x = self._whole(node.inputs[0])
         id_ = self.program.add_l2_normalize(self._label(node), x.id, float(node.attrs["epsilon"]))
-        self._define(node.outputs[0], self._new(id_, x.domain, x.width))
+        self._define(node.outputs[0], self._new(id_, x.lanes, x.width))
 
     def _lower_attention(self, node: Node) -> None:
         q, k, v = (self._value(name) for name in node.inputs[:3])
+        if q.lanes or k.lanes or v.lanes:
+            raise UnsupportedModelError(f"Attention {node.name!r} reads pixels; the engine's is one of tokens")
         heads = node.attrs["heads"]
         bias = node.inputs[4] if len(node.inputs) > 4 else ""
         id_ = self.program.add_attention(
@@ -395,19 +452,90 @@ class Lowering:
             float(node.attrs["scale"]),
             self._bias_input(bias) if bias else -1,
         )
-        self._define(node.outputs[0], self._new(id_, "token", v.width))
+        self._define(node.outputs[0], self._new(id_, 0, v.width))
 
     def _lower_selecttoken(self, node: Node) -> None:
         x = self._whole(node.inputs[0])
         column = node.attrs["index"]
+        if x.lanes == 1:  # an image of one pixel
+            self._define(node.outputs[0], x)
+            return
+        if x.lanes:
+            raise UnsupportedModelError(f"SelectToken {node.name!r} picks a pixel; the engine picks tokens")
         self.plumbing.columns.append(column)
         id_ = self.program.add_select(self._label(node), x.id, column)
-        self._define(node.outputs[0], self._new(id_, "sequence", x.width))
+        self._define(node.outputs[0], self._new(id_, 1, x.width))
 
     def _lower_maskedmean(self, node: Node) -> None:
         x = self._whole(node.inputs[0])
         id_ = self.program.add_mean(self._label(node), x.id, float(node.attrs["epsilon"]))
-        self._define(node.outputs[0], self._new(id_, "sequence", x.width))
+        self._define(node.outputs[0], self._new(id_, 1, x.width))
+
+    # ---- images ------------------------------------------------------------------------------------------------------
+
+    def _lower_imagetotokens(self, node: Node) -> None:
+        name, shape = node.inputs[0], self.graph.types[node.inputs[0]].shape
+        if name not in self.graph.inputs or shape is None:
+            raise UnsupportedModelError(f"ImageToTokens {node.name!r} stands inside the graph; it belongs at its edges")
+        _, features, rows, columns = shape
+        if not isinstance(rows, int) or not isinstance(columns, int):
+            raise UnsupportedModelError(f"the image {name!r} has unknown extents")
+        self._load(node.outputs[0], rows * columns, features, image=name)
+
+    def _lower_tokenstoimage(self, node: Node) -> None:
+        name = node.outputs[0]
+        edge = all(reader.op == "Cast" for reader in self._consumers.get(name, []))
+        if not edge or self._value(node.inputs[0]).lanes == 0:
+            raise UnsupportedModelError(f"TokensToImage {node.name!r} stands inside the graph; it belongs at its edges")
+
+    def _lower_unfold(self, node: Node) -> None:
+        window, source = Window.of(node.attrs["window"]), node.inputs[0]
+        self._shown[node.outputs[0]] = _Shown(source, window, node.attrs["align"])
+        if any(reader.op not in ("Linear", "QLinear") for reader in self._consumers.get(node.outputs[0], [])):
+            raise UnsupportedModelError(f"Unfold {node.name!r} is read by something other than a linear layer")
+        self._check_window(node, window, next(iter(self._lanes_of(source)), -1))
+
+    def _lanes_of(self, name: str) -> list[int]:
+        """Lanes per sequence of a value in any of its forms."""
+        known = self._values.get(name)
+        if isinstance(known, _Value):
+            return [known.lanes]
+        return [value.lanes for (source, _), value in self._quantized.items() if source == name]
+
+    def _check_window(self, node: Node, window: Window, lanes: int) -> None:
+        if lanes != window.source[0] * window.source[1]:
+            raise UnsupportedModelError(
+                f"{node.op} {node.name!r} reads an image from tokens, which the engine keeps apart"
+            )
+
+    def _pool_input(self, node: Node) -> tuple[_Value, Window]:
+        x, window = self._whole(node.inputs[0]), Window.of(node.attrs["window"])
+        self._check_window(node, window, x.lanes)
+        return x, window
+
+    def _lower_maxpool(self, node: Node) -> None:
+        x, window = self._pool_input(node)
+        id_ = self.program.add_max_pool(self._label(node), x.id, window.pairs)
+        self._define(node.outputs[0], self._new(id_, window.pixels, x.width))
+
+    def _lower_meanpool(self, node: Node) -> None:
+        x, window = self._pool_input(node)
+        id_ = self.program.add_mean_pool(self._label(node), x.id, window.pairs, node.attrs["count_edges"])
+        self._define(node.outputs[0], self._new(id_, window.pixels, x.width))
+
+    def _lower_concat(self, node: Node) -> None:
+        parts = [self._whole(name) for name in node.inputs if name]
+        if len({part.lanes for part in parts}) > 1:
+            raise UnsupportedModelError(f"Concat {node.name!r} mixes tokens, pixels or whole sequences")
+        id_ = self.program.add_concat(self._label(node), [part.id for part in parts])
+        self._define(node.outputs[0], self._new(id_, parts[0].lanes, sum(part.width for part in parts)))
+
+    def _lower_spread(self, node: Node) -> None:
+        x, lanes = self._whole(node.inputs[0]), node.attrs["tokens"]
+        if x.lanes != 1:
+            raise UnsupportedModelError(f"Spread {node.name!r} reads something other than one row per sequence")
+        id_ = self.program.add_spread(self._label(node), x.id, lanes) if lanes > 1 else x.id
+        self._define(node.outputs[0], self._new(id_, lanes, x.width))
 
     def _lower_slicefeatures(self, node: Node) -> None:
         name = node.outputs[0]
@@ -417,7 +545,7 @@ class Lowering:
             raise UnsupportedModelError(f"SliceFeatures {node.name!r}: a squeezed slice is read by another operation")
         x = self._value(node.inputs[0])
         width = node.attrs["stop"] - node.attrs["start"]
-        self._values[name] = _Value(x.id, x.domain, x.first + node.attrs["start"], width, False)
+        self._values[name] = _Value(x.id, x.lanes, x.first + node.attrs["start"], width, False)
 
     def _lower_cast(self, node: Node) -> None:
         name = node.outputs[0]
@@ -443,8 +571,3 @@ def _key_major(function: HostFunction, spare: int) -> HostFunction:
         return out
 
     return key_major
-
-
-def _domain(shape: Shape) -> str:
-    """What a float tensor has rows for."""
-    return "token" if len(shape) == 3 else "sequence"

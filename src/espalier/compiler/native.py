@@ -50,8 +50,7 @@ class NativeProgram(PackedProgram):
         sequences = len(batch.lengths)
         outputs: list[np.ndarray] = [np.empty(0)] * len(self._plumbing.outputs)
         for output in self._plumbing.outputs:
-            rows = batch.tokens if output.domain == "token" else sequences
-            outputs[output.number] = np.empty((rows, output.width), np.float32)
+            outputs[output.number] = np.empty(output.extents(batch.tokens, sequences), np.float32)
         self._program.run(
             batch.lengths,
             np.arange(sequences, dtype=np.int32),

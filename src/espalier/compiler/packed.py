@@ -33,8 +33,8 @@ class PackedBatch:
 
     ``lengths``, ``starts`` int32 ``[B]``: tokens of each sequence, and the padded column of its first. ``widths`` int32
     ``[B]``: columns of each row as it was given; ``columns``: the most of them. ``indices`` int32 ``[T]`` each;
-    ``floats`` float32 ``[T, F]`` or ``[B, F]`` each; ``biases`` in the backend's layout. ``key_bias``,
-    ``token_weights`` float32 ``[T]``: None when nothing is masked, or all weigh 1.
+    ``floats`` float32 ``[T, F]``, ``[B, F]`` or (images) ``[B * F, pixels]`` each; ``biases`` in the backend's layout.
+    ``key_bias``, ``token_weights`` float32 ``[T]``: None when nothing is masked, or all weigh 1.
     """
 
     lengths: np.ndarray
@@ -201,7 +201,7 @@ class PackedProgram(ABC):
         batch = len(widths)
         if batch == 0 or seq == 0:
             ordered = sorted(self._plumbing.outputs, key=lambda output: output.number)
-            return [np.empty((0 if o.domain == "token" else batch, o.width), np.float32) for o in ordered]
+            return [np.empty(o.extents(0, batch), np.float32) for o in ordered]
         return self._launch(self._batch(feeds, packing, widths, seq))
 
     def _batch(self, feeds: Mapping[str, np.ndarray], packing: Packing, widths: np.ndarray, seq: int) -> PackedBatch:
@@ -223,7 +223,7 @@ class PackedProgram(ABC):
             [
                 packed(given[name], given[name].shape[2:], np.float32)
                 if domain == "token"
-                else np.ascontiguousarray(given[name], np.float32)
+                else _rows(given[name], domain)
                 for name, domain in plumbing.floats
             ],
             [function(given, batch, seq) for function in plumbing.biases],
@@ -232,6 +232,9 @@ class PackedProgram(ABC):
         )
 
     def _padded(self, output: Output, found: np.ndarray, packing: Packing, batch: int, seq: int) -> np.ndarray:
+        if output.domain == "image":
+            within = (output.pixels, output.width) if output.grid is None else (output.width, *output.grid)
+            found = found.reshape(batch, *within)
         if output.domain == "token":
             if packing.kept is None:
                 found = found.reshape(batch, seq, output.width)
@@ -244,12 +247,18 @@ class PackedProgram(ABC):
     def _split(
         self, output: Output, found: np.ndarray, packing: Packing, own: np.ndarray, seq: int
     ) -> list[np.ndarray]:
-        if output.domain == "sequence":
-            return list(_finish(output, found))
+        if output.domain != "token":
+            return list(self._padded(output, found, packing, len(own), seq))
         if (packing.lengths == own).all():
             return [_finish(output, part) for part in np.split(found, np.cumsum(own)[:-1])] if len(own) else []
         padded = self._padded(output, found, packing, len(own), seq)
         return [row[:length] for row, length in zip(padded, own, strict=True)]
+
+
+def _rows(array: np.ndarray, domain: str) -> np.ndarray:
+    """A float input of whole sequences as the matrix that a backend takes: planes are rows of pixels."""
+    rows = array.reshape(array.shape[0] * array.shape[1], -1) if domain == "image" else array
+    return np.ascontiguousarray(rows, np.float32)
 
 
 def _finish(output: Output, array: np.ndarray) -> np.ndarray:

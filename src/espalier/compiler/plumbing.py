@@ -13,6 +13,7 @@ import numpy as np
 
 from espalier.errors import UnsupportedModelError
 from espalier.ir.graph import Graph, Node
+from espalier.ir.images import Pair
 
 HARD_MASK = -1000.0
 """A mask value at or below this makes a key's probability exactly zero, so that masked tokens may be left out."""
@@ -23,7 +24,11 @@ HostFunction = Callable[[dict[str, np.ndarray], int, int], np.ndarray]
 
 @dataclass(frozen=True)
 class Output:
-    """Where an output comes from: ``number`` of the program's store, and how rows become the graph's tensor."""
+    """Where an output comes from: ``number`` of the program's store, and how rows become the graph's tensor.
+
+    ``domain``: "token", "sequence" or "image", which has ``pixels`` per sequence; with a ``grid`` of rows and columns
+    it is stored as planes.
+    """
 
     name: str
     number: int
@@ -31,17 +36,29 @@ class Output:
     width: int
     squeeze: bool
     dtype: str
+    pixels: int = 0
+    grid: Pair | None = None
+
+    def extents(self, tokens: int, sequences: int) -> tuple[int, int]:
+        """Rows and columns of what the backend fills for a batch."""
+        if self.grid is not None:
+            return sequences * self.width, self.pixels
+        rows = {"token": tokens, "sequence": sequences, "image": sequences * self.pixels}
+        return rows[self.domain], self.width
 
 
 @dataclass(frozen=True)
 class Store:
-    """An output as features ``[first, first + width)`` of a computed value, to the last one where width is None."""
+    """An output as features ``[first, first + width)`` of a computed value, to the last one where width is None; with a
+    ``grid``, as an image of so many rows and columns.
+    """
 
     output: str
     first: int
     width: int | None
     squeeze: bool
     dtype: str
+    grid: Pair | None = None
 
 
 @dataclass
@@ -49,7 +66,8 @@ class Plumbing:
     """What each run has to feed the program.
 
     ``indices``: per index input what computes its ``[B, S]`` or ``[1, S]`` integers. ``floats``: per float input its
-    graph name and domain. ``biases``: per bias input what computes it in the backend's layout.
+    graph name and domain ("image" for ``[B, F, rows, columns]``). ``biases``: per bias input what computes it in the
+    backend's layout.
     """
 
     indices: list[HostFunction] = field(default_factory=list)
@@ -78,7 +96,7 @@ def masks_of(graph: Graph, *, exact_padding: bool) -> Plumbing:
         raise UnsupportedModelError("the attention layers use different masks; the engine takes one per batch")
     if masks:
         plumbing.key_mask, plumbing.mask_value = masks.pop()
-    means = {node.inputs[1] for node in graph.nodes if node.op == "MaskedMean"}
+    means = {node.inputs[1] for node in graph.nodes if node.op == "MaskedMean" and len(node.inputs) > 1}
     if len(means) > 1:
         raise UnsupportedModelError("the means use different masks; the engine takes one per batch")
     if means:
@@ -96,9 +114,11 @@ def stores_of(graph: Graph, producers: Mapping[str, Node]) -> dict[str, list[Sto
     """The graph's outputs by the value they are stored from, past the casts and slices at the edge of the graph."""
     stores: dict[str, list[Store]] = {}
     for output in graph.outputs:
-        name, first, width, squeeze = output, 0, None, False
-        while name in producers and producers[name].op in ("Cast", "SliceFeatures"):
+        name, first, width, squeeze, grid = output, 0, None, False, None
+        while name in producers and producers[name].op in ("Cast", "SliceFeatures", "TokensToImage"):
             node = producers[name]
+            if node.op == "TokensToImage":
+                grid = (node.attrs["rows"], node.attrs["columns"])
             if node.op == "SliceFeatures":
                 if squeeze:
                     break
@@ -107,7 +127,7 @@ def stores_of(graph: Graph, producers: Mapping[str, Node]) -> dict[str, list[Sto
                     squeeze = node.attrs["squeeze"]
                 first += node.attrs["start"]
             name = node.inputs[0]
-        stores.setdefault(name, []).append(Store(output, first, width, squeeze, graph.types[output].dtype))
+        stores.setdefault(name, []).append(Store(output, first, width, squeeze, graph.types[output].dtype, grid))
     return stores
 
 

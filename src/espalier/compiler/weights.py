@@ -17,6 +17,7 @@ from espalier.compiler.formats import (
     weight_key,
 )
 from espalier.compiler.matrices import SparseConstant
+from espalier.errors import UnsupportedModelError
 from espalier.ir.graph import Graph, Node
 
 _FLOATS_BELOW = 0.5
@@ -74,6 +75,13 @@ class Weights:
         self._tuner = tuner
         needed = [_operands(node) for node in graph.nodes if node.op in ("Linear", "QLinear")]
         self._unused = {operands: needed.count(operands) for operands in needed}
+        windows = {name for node in graph.nodes if node.op == "Unfold" for name in node.outputs}
+        self._only_integers = {
+            _operands(node)
+            for node in graph.nodes
+            if node.attrs.get("activations") == "token" and node.inputs[0] in windows
+        }
+        """What windows read are floats until each window is rounded, which only integer layers do."""
         with ThreadPoolExecutor(max(1, threads)) as pool:
             self._prepared = dict(zip(self._unused, pool.map(self._prepare, self._unused), strict=True))
 
@@ -102,7 +110,8 @@ class Weights:
     def _prepare(self, operands: _Operands) -> _Prepared:
         if len(operands) == 1:
             return self._floats(self._constants[operands[0]])
-        return self._integers(*_integers_of(*(self._constants[name] if name else None for name in operands)))
+        values, scales = _integers_of(*(self._constants[name] if name else None for name in operands))
+        return self._integers(values, scales, alone=operands in self._only_integers)
 
     def _floats(self, constant: Any, kind: str = "") -> _Prepared:
         from espalier import _native
@@ -118,14 +127,16 @@ class Weights:
         key = weight_key(kind, *shape, matrix.nonzeros, matrix.blocks4x1)
         return _Prepared(key, shape, matrix.nonzeros, float_candidates(matrix, self._tuner.isa))
 
-    def _integers(self, values: np.ndarray, scales: np.ndarray) -> _Prepared:
+    def _integers(self, values: np.ndarray, scales: np.ndarray, *, alone: bool) -> _Prepared:
         from espalier import _native
 
         if _may_overflow(values):
+            if alone:
+                raise UnsupportedModelError("a convolution's sums may exceed 32 bits, and its activations are rounded")
             return self._floats(_dense(values, scales))
         matrix = _native.Matrix8(values, scales)
         candidates = integer_candidates(matrix, self._tuner.isa)
-        if matrix.nonzeros < _FLOATS_BELOW * 4 * matrix.blocks1x4:
+        if not alone and matrix.nonzeros < _FLOATS_BELOW * 4 * matrix.blocks1x4:
             floats = self._floats(_dense(values, scales))
             candidates = sorted([*candidates, *floats.candidates], key=lambda candidate: candidate.cycles)
         shape = (matrix.rows, matrix.columns)

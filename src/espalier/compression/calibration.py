@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from espalier.compression.convolution import input_rows, output_rows
 from espalier.errors import DataError, TrainingError
 
 Batches = Callable[[], Iterable[Any]]
@@ -60,7 +61,7 @@ def feed(
         def before(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
                 calls.append(name)
-                see(name, _tokens(inputs[0], recorded or masks))
+                see(name, _tokens(input_rows(module, inputs[0]), recorded or masks))
                 if name == last:
                     raise _Enough
 
@@ -122,13 +123,13 @@ def sample_gradients(
     Raises DataError without a batch, TrainingError when a gradient is missing or no number.
     """
     count = 0
-    calls: list[tuple[str, Tensor, Tensor]] = []
+    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
     frozen = [p for m in layers.values() for p in (m.weight,) if not p.requires_grad]
     with padding_of(model) as masks, _hooks() as hooks, torch.enable_grad():
 
         def after(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-                calls.append((name, inputs[0].detach(), output))
+                calls.append((name, module, inputs[0].detach(), output))
 
             return hook
 
@@ -142,12 +143,12 @@ def sample_gradients(
                 value = loss(model, batch)
                 if not calls or not value.requires_grad:
                     raise TrainingError("the loss does not depend on any layer to prune; check what the loss computes")
-                grads = torch.autograd.grad(value, [out for _, _, out in calls], allow_unused=True)
-                for (name, x, _), grad in zip(calls, grads, strict=True):
+                grads = torch.autograd.grad(value, [out for *_, out in calls], allow_unused=True)
+                for (name, layer, x, _), grad in zip(calls, grads, strict=True):
                     if grad is None:
                         raise TrainingError(f"the loss does not use the layer {name!r}; exclude it from pruning")
-                    _each_sample(name, x, grad, masks, see)
-                count += len(calls[0][1])
+                    _each_sample(name, input_rows(layer, x), output_rows(layer, grad), masks, see)
+                count += len(calls[0][2])
         finally:
             calls.clear()
             for parameter in frozen:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from espalier.compression.checkpoint import find_latest
 from espalier.compression.config import Config
+from espalier.compression.convolution import as_linear
 from espalier.compression.distributed import World, world
 from espalier.compression.export import Exported, check_place, export
 from espalier.compression.groups import STRUCTURED
@@ -68,7 +70,8 @@ def compress(
     default the model as it was. With no sparsity in ``config`` the model is fine-tuned dense.
 
     Or ``model`` is any module, compressed in place, with ``batches`` (a sequence of anything) and
-    ``loss(model, batch)``; without batches it is pruned once, by scores that need no data.
+    ``loss(model, batch)``; without batches it is pruned once, by scores that need no data. Its linear layers and 2-D
+    convolutions count, and with a quantisation the linear layers alone.
     ``output`` then gets log and checkpoints.
 
     ``resume`` goes on from the last checkpoint in ``output``. ``measure=False`` leaves out the timing. ``monitor``
@@ -323,6 +326,21 @@ def _compress_module(
     if output is not None:
         check_place(output, [], resume=resume or _unstarted(output))
         output.mkdir(parents=True, exist_ok=True)
+    # Quantised convolutions are for a quantiser of ONNX files: where config quantises, they are left alone.
+    with as_linear(model) if is_sparse(config) and config.quantization is None else nullcontext():
+        return _run_module(model, config, batches, loss, output, resume, monitor, job)
+
+
+def _run_module(
+    model: nn.Module,
+    config: Config,
+    batches: Sequence[Any] | None,
+    loss: Callable[[nn.Module, Any], Tensor] | None,
+    output: Path | None,
+    resume: bool,
+    monitor: Monitor,
+    job: World,
+) -> CompressionReport:
     pruner = Pruner(model, config) if is_sparse(config) else None
     quantizer = Quantizer(model, config) if config.quantization is not None else None
     history = History()

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from espalier.compression.convolution import Convolution
 from espalier.compression.groups import Groups
 from espalier.errors import ConfigError
 
 _LEFT_ALONE = re.compile(r"(^|\.)(embeddings?\w*|pooler|classifier|pre_classifier|qa_outputs|\w*head|score|cls)(\.|$)")
 """Parts that hold few weights and matter much."""
+_COLOURS = 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ class Layer:
     def shape(self) -> tuple[int, int]:
         """Outputs and inputs."""
         return self.module.out_features, self.module.in_features
+
+    @property
+    def divided(self) -> tuple[int, int]:
+        """What a pattern has to divide: the shape, of a convolution outputs and channels."""
+        outputs, inputs = self.shape
+        return outputs, self.module.in_channels if isinstance(self.module, Convolution) else inputs
 
     @property
     def weight(self) -> Tensor:
@@ -66,11 +74,16 @@ class Layer:
                 follower.weight.mul_(rows)
 
 
+def _reads_colours(module: nn.Module) -> bool:
+    return isinstance(module, Convolution) and module.in_channels <= _COLOURS
+
+
 def find_linear(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> dict[str, nn.Linear]:
     """The layers to prune by name: linear layers in the stack of encoder layers, in a model without one all of them.
 
-    Embeddings, poolers and heads are left alone unless a regular expression of ``include`` is found in their name; what
-    ``exclude`` finds is left alone always. Raises ConfigError when nothing is left or an expression finds nothing.
+    Embeddings, poolers, heads and the convolution that reads an image's colours are left alone unless a regular
+    expression of ``include`` is found in their name; what ``exclude`` finds is left alone always. Raises ConfigError
+    when nothing is left or an expression finds nothing.
     """
     linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
     for kind, expressions in (("include", include), ("exclude", exclude)):
@@ -82,7 +95,7 @@ def find_linear(model: nn.Module, include: Sequence[str], exclude: Sequence[str]
                 )
     stacks = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
     stacked = [name for name in linear if any(name.startswith(f"{stack}.") for stack in stacks)]
-    usual = [name for name in stacked or linear if not _LEFT_ALONE.search(name)]
+    usual = [name for name in stacked or linear if not _LEFT_ALONE.search(name) and not _reads_colours(linear[name])]
     found = {
         name: module
         for name, module in linear.items()

@@ -16,6 +16,7 @@ from espalier.compression import structured, walk
 from espalier.compression.allocation import cheapest, global_counts
 from espalier.compression.calibration import Batches, Loss, evaluating
 from espalier.compression.config import Config
+from espalier.compression.convolution import Convolution
 from espalier.compression.costs import GRID, USUAL_LENGTHS, Costs
 from espalier.compression.groups import STRUCTURED, Groups, parse_pattern
 from espalier.compression.layers import Layer, find_linear
@@ -91,6 +92,8 @@ class Pruner:
         self._target: float | None = None
         linear = find_linear(model, config.include, config.exclude)
         groups = parse_pattern(config.pattern)
+        if any(isinstance(module, Convolution) for module in linear.values()):
+            _check_convolutions(config)
         if config.pattern == "layers":
             self._stack = structured.Stack.of(model)
             linear = {n: m for n, m in linear.items() if n.startswith(f"{self._stack.name}.")}
@@ -413,7 +416,7 @@ class Pruner:
         """That the pattern divides every layer, and that the target can be reached and takes something away."""
         config = self.config
         for unit in self._units.values():
-            unit.groups.check(unit.name, unit.shape)
+            unit.groups.check(unit.name, unit.divided)
         if config.pattern == "layers" and config.score not in ("wanda", "sparsegpt"):
             raise ConfigError(
                 f"the pattern 'layers' ranks layers by how much they change their inputs; it goes with the scores "
@@ -436,3 +439,12 @@ class Pruner:
             what = f"groups of the pattern {config.pattern}"
         if not count:
             raise ConfigError(f"sparsity {config.sparsity} takes away none of the {what}; ask for more")
+
+
+def _check_convolutions(config: Config) -> None:
+    """Raises ConfigError for what needs the costs of convolutions."""
+    if config.speedup is not None or config.allocation == "cost":
+        raise ConfigError(
+            "the time of convolutions is not known to the cost model; give a sparsity and the allocation 'uniform' or "
+            "'global', or exclude them"
+        )

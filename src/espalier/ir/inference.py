@@ -204,8 +204,10 @@ def select_token(x: TensorType, index: int) -> TensorType:
     return TensorType("float32", (batch, features))
 
 
-def masked_mean(x: TensorType, mask: TensorType, epsilon: float) -> TensorType:
+def masked_mean(x: TensorType, mask: TensorType | None, epsilon: float) -> TensorType:
     batch, seq, features = _dims("MaskedMean", "x", x, 3)
+    if mask is None:
+        return TensorType("float32", (batch, features))
     rows, columns = _dims("MaskedMean", "mask", mask, 2)
     _meet("MaskedMean", "seq of x and mask", seq, columns)
     return TensorType("float32", (_meet("MaskedMean", "batch of x and mask", batch, rows), features))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from espalier.errors import GraphError, InputShapeError
-from espalier.ir import inference
+from espalier.ir import images, inference
 from espalier.ir.graph import TensorType
 from espalier.ir.quantization import QUANTIZED, dequantize, quantize, token_parameters
 
@@ -282,8 +282,8 @@ def select_token(x: Array, index: int) -> Array:
     return np.ascontiguousarray(x[:, index])
 
 
-def masked_mean(x: Array, mask: Array, epsilon: float) -> Array:
-    weights = mask.astype(np.float64)[..., None]
+def masked_mean(x: Array, mask: Array | None, epsilon: float) -> Array:
+    weights = np.ones((*x.shape[:2], 1)) if mask is None else mask.astype(np.float64)[..., None]
     return _f32((x * weights).sum(axis=1) / np.maximum(weights.sum(axis=1), epsilon))
 
 
@@ -305,10 +305,29 @@ def _float32_binary(function: Callable[[Array, Array], Array]) -> Callable[[Arra
     return lambda x, y: _f32(function(x, y))
 
 
+def _larger(x: Array, y: Array) -> Array:
+    return np.where(y > x, y, x)
+
+
+def _smaller(x: Array, y: Array) -> Array:
+    return np.where(y < x, y, x)
+
+
+_BINARY: tuple[tuple[str, Callable[[Array, Array], Array]], ...] = (
+    ("Add", np.add),
+    ("Sub", np.subtract),
+    ("Mul", np.multiply),
+    ("Div", np.divide),
+    ("Max", _larger),
+    ("Min", _smaller),
+)
 _X = InputSpec("x")
 _IDS = InputSpec("ids", INTEGER)
 _TABLE = InputSpec("table", constant=True)
 _EPSILON = {"epsilon": AttrSpec(float)}
+_WINDOW = {"window": AttrSpec(list)}
+MOST_PARTS = 64
+"""Operands of a Concat."""
 
 _SPECS = (
     OpSpec("Positions", (_IDS,), {"offset": AttrSpec(int)}, inference.positions, positions),
@@ -364,7 +383,7 @@ _SPECS = (
     ),
     *(
         OpSpec(name, (_X, InputSpec("y")), {}, inference.binary(name), _float32_binary(function))
-        for name, function in (("Add", np.add), ("Sub", np.subtract), ("Mul", np.multiply), ("Div", np.divide))
+        for name, function in _BINARY
     ),
     OpSpec(
         "Attention",
@@ -380,7 +399,32 @@ _SPECS = (
         attention,
     ),
     OpSpec("SelectToken", (_X,), {"index": AttrSpec(int)}, inference.select_token, select_token),
-    OpSpec("MaskedMean", (_X, InputSpec("mask", INTEGER)), _EPSILON, inference.masked_mean, masked_mean),
+    OpSpec("MaskedMean", (_X, InputSpec("mask", INTEGER, optional=True)), _EPSILON, inference.masked_mean, masked_mean),
+    OpSpec("ImageToTokens", (_X,), {}, images.image_to_tokens_type, images.image_to_tokens),
+    OpSpec(
+        "TokensToImage",
+        (_X,),
+        {"rows": AttrSpec(int), "columns": AttrSpec(int)},
+        images.tokens_to_image_type,
+        images.tokens_to_image,
+    ),
+    OpSpec("Unfold", (_X,), {**_WINDOW, "align": AttrSpec(int)}, images.unfold_type, images.unfold),
+    OpSpec("MaxPool", (_X,), _WINDOW, images.pool_type("MaxPool"), images.max_pool),
+    OpSpec(
+        "MeanPool",
+        (_X,),
+        {**_WINDOW, "count_edges": AttrSpec(bool)},
+        images.pool_type("MeanPool"),
+        images.mean_pool,
+    ),
+    OpSpec(
+        "Concat",
+        tuple(InputSpec(f"x{i}", optional=i > 0) for i in range(MOST_PARTS)),
+        {},
+        images.concat_type,
+        images.concat,
+    ),
+    OpSpec("Spread", (_X,), {"tokens": AttrSpec(int)}, images.spread_type, images.spread),
     OpSpec("L2Normalize", (_X,), _EPSILON, inference.same_type("L2Normalize"), l2_normalize),
     OpSpec("Softmax", (_X,), {}, inference.same_type("Softmax"), softmax),
     OpSpec(
@@ -392,6 +436,9 @@ _SPECS = (
     ),
     OpSpec("Cast", (InputSpec("x", ANY_FLOAT),), {"dtype": AttrSpec(str, ANY_FLOAT)}, inference.cast, cast),
 )
+
+BIAS_OPERAND = {"Linear": 2, "QLinear": 4}
+"""Which operand of a linear layer is its bias."""
 
 OPS: dict[str, OpSpec] = {spec.name: spec for spec in _SPECS}
 """Every native op by name."""

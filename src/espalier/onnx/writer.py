@@ -17,6 +17,7 @@ import numpy as np
 
 from espalier.errors import GraphError, ModelError, UnsupportedModelError
 from espalier.ir.graph import Graph, Node, TensorType
+from espalier.ir.images import Window, aligned
 from espalier.ir.ops import relative_buckets
 
 if TYPE_CHECKING:
@@ -386,12 +387,113 @@ def _select_token(b: _Builder, node: Node, out: str) -> None:
 
 
 def _masked_mean(b: _Builder, node: Node, out: str) -> None:
-    x, mask = node.inputs
-    weights = b.add("Cast", mask, to=_element(b.type(x).dtype))
-    column = b.add("Unsqueeze", weights, b.const([2], "int64"))
-    total = b.add("ReduceSum", b.add("Mul", x, column), b.const([1], "int64"), keepdims=0)
-    count = b.add("ReduceSum", weights, b.const([1], "int64"), keepdims=1)
+    x, mask = node.inputs[0], _optional(node, 1)
+    kind = _element(b.type(x).dtype)
+    if mask:
+        weights = b.add("Cast", mask, to=kind)
+        count = b.add("ReduceSum", weights, b.const([1], "int64"), keepdims=1)
+        kept = b.add("Mul", x, b.add("Unsqueeze", weights, b.const([2], "int64")))
+    else:  # not ReduceMean, which takes its axes in another way from opset 18 on
+        count = b.add("Cast", b.add("Gather", b.add("Shape", x), b.const(1, "int64"), axis=0), to=kind)
+        kept = x
+    total = b.add("ReduceSum", kept, b.const([1], "int64"), keepdims=0)
     b.add("Div", total, b.add("Max", count, b.scalar(float(node.attrs["epsilon"]), x)), out=out)
+
+
+def _image_to_tokens(b: _Builder, node: Node, out: str) -> None:
+    flat = b.add("Reshape", node.inputs[0], b.const([0, 0, -1], "int64"))
+    b.add("Transpose", flat, perm=[0, 2, 1], out=out)
+
+
+def _tokens_to_image(b: _Builder, node: Node, out: str) -> None:
+    _image(b, node.inputs[0], int(node.attrs["rows"]), int(node.attrs["columns"]), out)
+
+
+def _image(b: _Builder, x: str, rows: int, columns: int, out: str = "") -> str:
+    planes = b.add("Transpose", x, perm=[0, 2, 1])
+    return b.add("Reshape", planes, b.const([0, 0, rows, columns], "int64"), out=out)
+
+
+def _after(window: Window) -> list[int]:
+    """Rows below and columns on the right that the last outputs read beyond the edges; negative: that none reads."""
+    sides = zip(_reads(window), window.source, window.before, strict=True)
+    return [int(at.max()) + 1 - size - before for at, size, before in sides]
+
+
+def _reads(window: Window) -> list[np.ndarray]:
+    """``[outputs, taps]`` along each side: what every output reads, counted from where the first output begins."""
+    sides = zip(window.result, window.stride, window.kernel, window.dilation, strict=True)
+    return [np.arange(n)[:, None] * stride + np.arange(k) * dilation for n, stride, k, dilation in sides]
+
+
+def _taps(b: _Builder, x: str, window: Window, align: int = 1) -> str:
+    """``[B, rows, kernel rows, columns, kernel columns, F]``: what each tap reads, zeros beyond the edges.
+
+    Gathered, as a convolution with a kernel of ones and zeros would make NaN of every infinity.
+    """
+    image = b.add("Reshape", x, b.const([0, *window.source, -1], "int64"))
+    after = [max(0, n) for n in _after(window)]
+    more = 0
+    if align > 1:
+        features = (b.type(x).shape or ("?",))[-1]
+        if not isinstance(features, int):
+            raise GraphError(f"{b.graph.name}: the ONNX writer must know the features of {x!r} to align them")
+        more = aligned(features, align) - features
+    if any((*window.before, *after, more)):
+        image = b.add("Pad", image, b.const([0, *window.before, 0, 0, *after, more], "int64"))
+    rows, columns = _reads(window)
+    by_row = b.add("Gather", image, b.const(rows, "int64"), axis=1)
+    return b.add("Gather", by_row, b.const(columns, "int64"), axis=3)
+
+
+def _unfold(b: _Builder, node: Node, out: str) -> None:
+    window = Window.of(node.attrs["window"])
+    taps = _taps(b, node.inputs[0], window, int(node.attrs["align"]))
+    by_pixel = b.add("Transpose", taps, perm=[0, 1, 3, 2, 4, 5])
+    b.add("Reshape", by_pixel, b.const([0, window.pixels, -1], "int64"), out=out)
+
+
+def _pool(b: _Builder, node: Node, out: str) -> None:
+    window = Window.of(node.attrs["window"])
+    largest = node.op == "MaxPool"
+    after = _after(window)
+    limits = zip(window.before, after, window.kernel, window.stride, strict=True)
+    # ONNX Runtime refuses longer pads, and a pool makes as many outputs as fit.
+    plain = all(before < kernel and -stride < end < kernel for before, end, kernel, stride in limits)
+    pads = [*window.before, *(max(0, end) for end in after)]
+    if not largest and (not plain or window.dilation != (1, 1)):  # AveragePool is dilated from opset 19 on
+        _mean_of_taps(b, node, window, out)
+        return
+    image = _image(b, node.inputs[0], *window.source)
+    if not plain:
+        longer = [0, 0, *window.before, 0, 0, *after]
+        image, pads = b.add("Pad", image, b.const(longer, "int64"), b.const(-np.inf, "float32")), [0] * 4
+    shape: dict[str, Any] = {"kernel_shape": window.kernel, "strides": window.stride, "pads": pads}
+    if largest:
+        pooled = b.add("MaxPool", image, dilations=window.dilation, **shape)
+    else:
+        pooled = b.add("AveragePool", image, count_include_pad=int(node.attrs["count_edges"]), **shape)
+    b.add("Transpose", b.add("Reshape", pooled, b.const([0, 0, -1], "int64")), perm=[0, 2, 1], out=out)
+
+
+def _mean_of_taps(b: _Builder, node: Node, window: Window, out: str) -> None:
+    total = b.add("ReduceSum", _taps(b, node.inputs[0], window), b.const([2, 4], "int64"), keepdims=0)
+    count = np.full((*window.result, 1), window.taps, np.float32)
+    if not node.attrs["count_edges"]:
+        sides = zip(_reads(window), window.before, window.source, strict=True)
+        rows, columns = (((at >= before) & (at < before + size)).sum(axis=1) for at, before, size in sides)
+        count = np.maximum(rows[:, None] * columns, 1)[..., None]
+    mean = b.add("Div", total, b.const(count, "float32"))
+    b.add("Reshape", mean, b.const([0, window.pixels, -1], "int64"), out=out)
+
+
+def _concat(b: _Builder, node: Node, out: str) -> None:
+    b.add("Concat", *filter(None, node.inputs), axis=-1, out=out)
+
+
+def _spread(b: _Builder, node: Node, out: str) -> None:
+    token = b.add("Unsqueeze", node.inputs[0], b.const([1], "int64"))
+    b.add("Expand", token, b.const([1, int(node.attrs["tokens"]), 1], "int64"), out=out)
 
 
 def _l2_normalize(b: _Builder, node: Node, out: str) -> None:
@@ -435,9 +537,18 @@ _WRITERS: dict[str, Callable[[_Builder, Node, str], None]] = {
     "Sub": _elementwise,
     "Mul": _elementwise,
     "Div": _elementwise,
+    "Max": _elementwise,
+    "Min": _elementwise,
     "Attention": _attention,
     "SelectToken": _select_token,
     "MaskedMean": _masked_mean,
+    "ImageToTokens": _image_to_tokens,
+    "TokensToImage": _tokens_to_image,
+    "Unfold": _unfold,
+    "MaxPool": _pool,
+    "MeanPool": _pool,
+    "Concat": _concat,
+    "Spread": _spread,
     "L2Normalize": _l2_normalize,
     "Softmax": _softmax,
     "SliceFeatures": _slice_features,

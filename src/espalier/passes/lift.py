@@ -8,7 +8,14 @@ from espalier.ir.graph import Graph, TensorType
 def lift(graph: Graph) -> Graph:
     """The graph with everything that is proven to be an encoder's part lifted; the rest stays foreign, with ``why``."""
     # The rule modules register themselves.
-    from espalier.passes.lifting import extents, rules_fused, rules_layout, rules_math, rules_quantized  # noqa: F401
+    from espalier.passes.lifting import (  # noqa: F401
+        extents,
+        rules_fused,
+        rules_images,
+        rules_layout,
+        rules_math,
+        rules_quantized,
+    )
     from espalier.passes.lifting.lifter import Lifter, SameExtentError
 
     while True:

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from espalier.errors import GraphError
 from espalier.ir.graph import Graph, Node, TensorType, node_reads
+from espalier.passes.worth import not_worth_it
 
 MAX_ISLANDS = 4
 """With more native segments than this, the copies between them cost more than the engine wins."""
 
-HEAVY = frozenset({"Linear", "QLinear", "Attention"})
-"""Native operations whose work is worth an engine."""
-
 _PROTOBUF_LIMIT = 2**31 - 2**24
 
-_LOOKUPS = frozenset({"Embedding", "Gather", "GatherND", "GatherElements"})
 _ONE_PER_SEQUENCE = frozenset({"SelectToken", "MaskedMean"})
+_ARRANGEMENTS = frozenset({"ImageToTokens", "TokensToImage", "Unfold"})
+"""What only the engine needs: no work that a report of ONNX Runtime's should list."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +84,17 @@ class Program:
         return cls(graph.name, list(graph.inputs), list(graph.outputs), types, steps, constants)
 
 
-def partition(graph: Graph, original: Path | bytes | None = None) -> list[Step]:
+def partition(graph: Graph, original: Path | bytes | None = None, *, images: bool = True) -> list[Step]:
     """The steps that compute ``graph.outputs``, in order of execution.
 
     ``original`` is the ONNX model the graph was read from, None when it came from elsewhere. Where running
-    natively would not pay, the result is one step over ``original``, which ONNX Runtime then reads itself.
+    natively would not pay, the result is one step over ``original``, which ONNX Runtime then reads itself. ``images``:
+    whether native parts may hold convolutions.
 
     Raises GraphError when a native node reads a value that nothing makes.
     """
     if original is not None:
-        refusal = not_worth_it(graph)
+        refusal = not_worth_it(graph, images=images)
         if refusal:
             return [whole(graph, original, refusal)]
     phases = _phases(graph)
@@ -115,38 +114,12 @@ def partition(graph: Graph, original: Path | bytes | None = None) -> list[Step]:
 
 def whole(graph: Graph, original: Path | bytes, why: str) -> OrtSegment:
     """One step over the original model. ``why`` explains the nodes that the engine could have run."""
-    nodes = [Placed(node.op, node.name, why if node.is_native else node.why) for node in graph.nodes]
+    nodes = [
+        Placed(node.op, node.name, why if node.is_native else node.why)
+        for node in graph.nodes
+        if node.op not in _ARRANGEMENTS or not node.is_native
+    ]
     return OrtSegment(original, list(graph.inputs), list(graph.outputs), nodes, whole=True)
-
-
-def not_worth_it(graph: Graph) -> str:
-    """Why running parts of this graph natively would not pay, or "" when it does."""
-    if not any(node.is_native and node.op in HEAVY for node in graph.nodes):
-        return "there is no linear layer or attention beside it to run natively"
-    sizes = {name: array.size for name, array in graph.constants.items() if array.ndim >= 2}
-    native = sum(_weight(node, sizes) for node in graph.nodes if node.is_native)
-    foreign = sum(_weight(node, sizes) for node in graph.nodes if not node.is_native)
-    if native < foreign:
-        share = native / (native + foreign)
-        return f"only {share:.0%} of the weights could run natively; the copies between the parts do not pay"
-    return ""
-
-
-def _weight(node: Node, sizes: dict[str, int]) -> int:
-    """Weights a node multiplies by: a measure of its work. Tables that are only looked up cost nothing."""
-    if node.op in _LOOKUPS:
-        return 0
-    own = sum(sizes.get(name, 0) for name in set(node_reads(node)))
-    return own + (_inner_weights(node.proto) if node.proto is not None else 0)
-
-
-def _inner_weights(proto: Any) -> int:
-    total = 0
-    for attribute in proto.attribute:
-        for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-            total += sum(int(np.prod(tensor.dims)) for tensor in body.initializer if len(tensor.dims) >= 2)
-            total += sum(_inner_weights(inner) for inner in body.node)
-    return total
 
 
 def _reads(node: Node, makers: dict[str, Node]) -> list[Node]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from espalier.ir.graph import Node
 from espalier.passes.evaluate import EvaluationError
+from espalier.passes.lifting import images
 from espalier.passes.lifting.lifter import INTEGERS, Lifter, Result, rule
-from espalier.passes.lifting.values import Constant, Extents, Value
+from espalier.passes.lifting.values import Constant, Extents, Value, View
 from espalier.passes.symbolic import ONE, Expr
 
 MANY = 64
@@ -203,7 +204,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 @rule("Concat")
 def concat(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
     arrays = _arrays(lift, inputs)
-    if arrays is None or any(a.ndim != 1 for a in arrays):
+    if arrays is None:
+        return images.concat(lift, inputs, attrs.get("axis", -1), node.outputs[0])
+    if any(a.ndim != 1 for a in arrays):
         return None
     return Extents(np.concatenate(arrays))
 
@@ -233,4 +236,11 @@ def constant_of_shape(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: l
 
 @rule("Min", "Max", "Equal")
 def compare(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    return elementwise(lift, node.op, inputs)
+    known = elementwise(lift, node.op, inputs)
+    if known is not None or node.op == "Equal" or len(inputs) != 2:
+        return known
+    for one, other in (inputs, inputs[::-1]):
+        limit = images.number(other)
+        if isinstance(one, View) and limit is not None:
+            return images.bounded(lift, one, node.op, limit, node.outputs[0])
+    return None

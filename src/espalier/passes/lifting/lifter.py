@@ -39,9 +39,13 @@ FLOATS = frozenset({"float16", "float32"})
 INTEGERS = frozenset({"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"})
 
 MOVES = frozenset(
-    {"Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
+    {"Expand", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
+    | {"Unsqueeze"}
 )
-"""Operators that only move elements, which integers take as well as what they stand for."""
+"""Operators that only move or choose elements, which integers take as well as what they stand for."""
+
+CONVOLUTIONS = frozenset({"Conv", "ConvInteger", "QLinearConv"})
+"""With one of these in it, a graph's inputs of four axes are images."""
 
 _SHAPED_LIKE_INPUT = frozenset(
     {"Abs", "Cast", "DequantizeLinear", "Dropout", "Identity", "IsNaN", "Neg", "Not", "QuantizeLinear", "Sqrt"}
@@ -100,6 +104,8 @@ class Lifter:
         self.made: dict[Any, Tensor] = {}
         self.derived: dict[Any, str] = {}
         self.attrs: dict[int, dict[str, Any]] = {}
+        self.images: dict[str, str] = {}
+        """Native values that hold an image as ONNX has it, by the ONNX value's name."""
         self.equal: dict[str, str] = {}
         self.prober = Prober(self)
 
@@ -112,10 +118,11 @@ class Lifter:
         found = self.values.get(name)
         if found is None:
             array = self.graph.constants.get(name)
-            found = self.values[name] = Opaque(self._declared(name)) if array is None else Constant(name, array)
+            found = self.values[name] = Opaque(self.declared(name)) if array is None else Constant(name, array)
         return found
 
-    def _declared(self, name: str) -> list[Expr] | None:
+    def declared(self, name: str) -> list[Expr] | None:
+        """The extents that the ONNX graph states for a value."""
         kind = self.graph.types.get(name)
         return None if kind is None or kind.shape is None else [Expr.of(d) for d in kind.shape]
 
@@ -132,7 +139,7 @@ class Lifter:
             return value.shape
         if isinstance(value, Opaque) and value.shape is not None:
             return value.shape
-        return self._declared(name)
+        return self.declared(name)
 
     def dtype(self, name: str) -> str:
         kind = self.graph.types.get(name) or self.out.types.get(name)
@@ -228,9 +235,16 @@ class Lifter:
             self.out.types[label] = TensorType("int64" if integer else "float32", tuple(_dim(d) for d in dims))
             self.nodes.append(Node(op, inputs, [label], attrs, name=name or label, why=why))
             self.made[key] = known
-            if op in ("SelectToken", "SliceFeatures") and inputs[0] in self.rounded:
+            if op in ("MaxPool", "SelectToken", "SliceFeatures") and inputs[0] in self.rounded:
                 self.rounded[label] = self.rounded[inputs[0]]._replace(source=label)
         return View(known, view_axes)
+
+    def emit_image(self, inputs: list[str], attrs: dict[str, Any], shape: list[Expr], name: str) -> str:
+        """Add the native node that gives an image as ONNX has it, and return its output's name."""
+        label = name if self.dtype(name) != "float16" else self.out.fresh(f"{name}.image")
+        self.out.types[label] = TensorType("float32", tuple(_dim(size) for size in shape))
+        self.nodes.append(Node("TokensToImage", inputs, [label], attrs, name=name))
+        return label
 
     def solid(self, view: View) -> Tensor:
         """The native tensor behind a view with its scale applied."""
@@ -258,7 +272,7 @@ class Lifter:
 
     def run(self) -> Graph:
         """The lifted graph. Raises SameExtentError when the walk has to start again."""
-        from espalier.passes.lifting import regions
+        from espalier.passes.lifting import images, regions
 
         for name in self.graph.inputs:
             self.values[name] = self._input(name)
@@ -269,7 +283,11 @@ class Lifter:
             results = self._transfer(node)
             for name, value in zip(node.outputs, results, strict=False):
                 if name:
-                    self.values[name] = self._final(name, value)
+                    self.values[name] = value = self._final(name, value)
+                if isinstance(value, View) and not value.plain():
+                    native = images.exported(self, name, value)
+                    if native:
+                        self.images[name] = native
             if not all(self._replaces(name) for name in node.outputs if name):
                 self.nodes.append(node)
                 if not node.why:
@@ -291,7 +309,7 @@ class Lifter:
         return self.emit("Mul", [value.base.name, factor], {}, replace(value.base, name=""), name=name)
 
     def _input(self, name: str) -> Value:
-        shape = self._declared(name)
+        shape = self.declared(name)
         dtype = self.dtype(name)
         if shape is not None and len(shape) == 2 and (dtype in INTEGERS or dtype == "bool"):
             tensor = Tensor(name, BS, shape[0], shape[1], 1, True)
@@ -304,7 +322,12 @@ class Lifter:
                 if dtype != "float32":
                     return self.emit("Cast", [name], {"dtype": "float32"}, tensor, name=f"{name}.float32")
                 return View(tensor, tensor.axes())
-        return Opaque(shape)
+        opaque = Opaque(shape)
+        if any(node.op in CONVOLUTIONS for node in self.graph.nodes):
+            from espalier.passes.lifting import images
+
+            return images.image(self, opaque, name) or opaque
+        return opaque
 
     def _transfer(self, node: Node) -> list[Value]:
         attrs = self.attributes(node)
@@ -348,10 +371,12 @@ class Lifter:
         """Shape of an opaque result: as its first input's for elementwise operators, else as declared."""
         if node.op in _SHAPED_LIKE_INPUT and node.domain == "":
             return self.shape(node.inputs[0])
-        return self._declared(output)
+        return self.declared(output)
 
     def _replaces(self, name: str) -> bool:
         """Whether a native tensor holds exactly this ONNX value, up to its float type."""
+        if name in self.images:
+            return True
         value = self.values.get(name)
         if not isinstance(value, View) or not value.plain():
             return False
@@ -395,6 +420,8 @@ class Lifter:
         """The native tensor that replaces an ONNX value; the value itself where none does, as for an input."""
         if name in self.graph.inputs:
             return name
+        if name in self.images:
+            return self.images[name]
         value = self.values.get(name)
         return value.base.name if isinstance(value, View) and self._replaces(name) else name
 

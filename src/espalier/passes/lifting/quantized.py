@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from espalier.ir.graph import Node
+from espalier.ir.images import Window
 from espalier.ir.quantization import QUANTIZED, dequantize, quantize
 from espalier.passes.lifting import attention
 from espalier.passes.lifting.embedding import embed
@@ -240,7 +241,12 @@ def combine(lift: Lifter, op: str, left: Value | None, right: Value | None, name
 def _biased(product: Product, bias: Constant) -> Product | None:
     """Integers added to the sums before any scale."""
     array, right = bias.array, product.right
-    if not isinstance(right, Dequantized) or product.bias is not None or product.constant is not None:
+    if (
+        not isinstance(right, Dequantized)
+        or product.window is not None
+        or product.bias is not None
+        or product.constant is not None
+    ):
         return None
     fits = array.dtype == np.int32 and array.ndim and array.size == array.shape[-1] == right.q.shape[-1]
     return replace(product, bias=array.reshape(-1)) if fits else None
@@ -254,6 +260,8 @@ def _complete(lift: Lifter, product: Product, name: str) -> Value | None:
     if isinstance(right, Dynamic):
         alpha = 1.0 if constant is None else constant.item() if constant.size == 1 else 0.0
         return attention.matmul(lift, name, left.x, right.x, alpha) if alpha else None
+    if product.window is not None:
+        return _convolved(lift, product, product.window, name)
     x = rows(left.x)
     if constant is None or x is None or constant.size not in (1, right.q.shape[-1]):
         return product
@@ -261,3 +269,16 @@ def _complete(lift: Lifter, product: Product, name: str) -> Value | None:
     if isinstance(left, Quantized):
         return linear(lift, x, right.scaled(constant / left.scale), False, bias, name)
     return layer(lift, x, right.scaled(constant), False, bias, [], name)
+
+
+def _convolved(lift: Lifter, product: Product, window: Window, name: str) -> Value | None:
+    from espalier.passes.lifting.convolutions import convolve
+
+    left, right, constant = product.left, product.right, product.constant
+    if constant is None:
+        return product
+    if constant.size != 1 or not isinstance(left.x, View) or not isinstance(right, Dequantized):
+        return None
+    factor, dynamic = constant.reshape(()), isinstance(left, Dynamic)
+    weight = right.scaled(factor if isinstance(left, Dynamic) else factor / left.scale)
+    return convolve(lift, left.x, weight, window, "", name, dynamic=dynamic)

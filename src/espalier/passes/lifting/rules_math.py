@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from espalier.ir.graph import Node
-from espalier.passes.lifting import attention, extents, pooling, quantized, regions
+from espalier.ir.ops import BIAS_OPERAND
+from espalier.passes.lifting import attention, extents, images, pooling, quantized, regions
 from espalier.passes.lifting.axes import BATCH, FEATURE, TOKEN, Axes, axis
 from espalier.passes.lifting.embedding import token_source
 from espalier.passes.lifting.lifter import FLOATS, Lifter, Result, SameExtentError, rule
@@ -37,9 +38,6 @@ ACTIVATIONS = {
     "Relu": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Erf": "erf", "Exp": "exp", "Sqrt": "sqrt", "Abs": "abs",
     "Neg": "neg", "Reciprocal": "reciprocal", "Softplus": "softplus",
 }  # fmt: skip
-
-BIAS_OPERAND = {"Linear": 2, "QLinear": 4}
-
 
 # --- linear layers -----------------------------------------------------------------------------------------------
 
@@ -208,14 +206,17 @@ def _one(lift: Lifter, node: Node, x: View, other: Value | None, name: str, swap
         if op == "Sub" and swapped:
             x = replace(x, scale=-x.scale)
             op = "Add"
-        if op in ("Add", "Sub") and x.base.layout in (BSF, SF, BF):
-            solid = lift.solid(x)
-            return lift.emit(op, [solid.name, lift.scalar(number)], {}, replace(solid, name=""), axes=x.axes, name=name)
+        if op in ("Add", "Sub"):
+            return shifted(lift, x, number if op == "Add" else -number, name)
         return None
     if isinstance(other, Row):
         return _row(lift, op, x, lift.constant(name + ".row", other.array), len(other.shape), name, swapped)
     if isinstance(other, Constant) and other.array.dtype.name in FLOATS:
         array = other.array
+        if images.channel_vector(x, array):
+            vector = lift.float32(other, ".flat", lambda a: a.reshape(-1))
+            biased = _with_bias(lift, x, other, name) if op == "Add" else None
+            return biased or _vector(lift, op, x, vector, name, swapped)
         if array.size == x.base.features and array.ndim and array.shape[-1] == array.size:
             if op == "Add" and rows(x) is not None and array.ndim <= len(x.axes):
                 found = _with_bias(lift, x, other, name)
@@ -231,7 +232,20 @@ def _one(lift: Lifter, node: Node, x: View, other: Value | None, name: str, swap
 
 def _row(lift: Lifter, op: str, x: View, vector: str, rank: int, name: str, swapped: bool) -> Value | None:
     """A view of rows and a constant of one value per feature."""
-    if rows(x) is None or rank > len(x.axes) or (swapped and op == "Div"):
+    return None if rows(x) is None or rank > len(x.axes) else _vector(lift, op, x, vector, name, swapped)
+
+
+def shifted(lift: Lifter, x: View, number: float, name: str = "") -> View | None:
+    """A view plus a number."""
+    if x.base.integer or x.base.layout not in (BSF, SF, BF):
+        return None
+    solid = lift.solid(x)
+    return lift.emit("Add", [solid.name, lift.scalar(number)], {}, replace(solid, name=""), axes=x.axes, name=name)
+
+
+def _vector(lift: Lifter, op: str, x: View, vector: str, name: str, swapped: bool) -> View | None:
+    """A view and a constant of one value per feature of its tensor."""
+    if swapped and op == "Div":
         return None
     if swapped and op == "Sub":
         x, op = replace(x, scale=-x.scale), "Add"
@@ -263,6 +277,7 @@ def _two(lift: Lifter, op: str, left: View, right: View, name: str) -> Value | N
     """Two views whose axes agree; either may lack the batch."""
     if left.base.integer or right.base.integer:
         return None
+    left, right = images.spread(lift, left, right) or (left, right)
     axes = _spread(lift, left, right)
     if axes is None or left.base.features != right.base.features:
         return None
@@ -386,6 +401,8 @@ def layer_normalization(lift: Lifter, node: Node, attrs: dict[str, Any], inputs:
 def reduction(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
     x = inputs[0]
     where = attrs.get("axes") or (lift.ints(inputs[1]) if len(inputs) > 1 and inputs[1] is not None else None)
+    if node.op == "ReduceMean" and isinstance(x, View) and where and {k % len(x.axes) for k in where} == images.SPATIAL:
+        return images.mean(lift, x, bool(attrs.get("keepdims", 1)), node.outputs[0])
     if where is None or len(where) != 1:
         return None
     if isinstance(x, Masked) and node.op == "ReduceSum":

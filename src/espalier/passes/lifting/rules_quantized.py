@@ -38,7 +38,7 @@ from espalier.passes.lifting.values import (
 )
 
 
-def _names(node: Node, count: int) -> list[str]:
+def names(node: Node, count: int) -> list[str]:
     """The operands of a node, ``""`` for those left out."""
     return [*node.inputs, *[""] * count][:count]
 
@@ -46,7 +46,7 @@ def _names(node: Node, count: int) -> list[str]:
 @rule("QuantizeLinear")
 @rule("QuantizeLinear", domain="com.microsoft")
 def quantize_linear(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    _, scale, zero = _names(node, 3)
+    _, scale, zero = names(node, 3)
     if attrs.get("block_size"):
         return None
     found = parameters(lift, scale, zero, lift.dtype(node.outputs[0]))
@@ -60,7 +60,7 @@ def quantize_linear(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: lis
 @rule("DequantizeLinear")
 @rule("DequantizeLinear", domain="com.microsoft")
 def dequantize_linear(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    q, scale, zero = _names(node, 3)
+    q, scale, zero = names(node, 3)
     if attrs.get("block_size"):
         return None
     return dequantized(lift, node.outputs[0], q, scale, zero, attrs.get("axis", 1))
@@ -78,22 +78,26 @@ def dynamic_quantize_linear(lift: Lifter, node: Node, attrs: dict[str, Any], inp
     return [Dynamic(View(lift.solid(x), x.axes), scale, zero), Factor((scale,)), None]
 
 
-def _weight(lift: Lifter, q: str, zero: str) -> Dequantized | None:
-    """A constant ``[K, M]`` of integers less its zero points, in steps of 1."""
+def _weight(lift: Lifter, q: str, zero: str, along: int) -> Dequantized | None:
+    """A constant of integers less its zero points, in steps of 1; ``along``: the axis of its outputs."""
     matrix, offset = lift.get(q), lift.get(zero)
     if not isinstance(matrix, Constant) or matrix.array.dtype.name not in QUANTIZED or matrix.array.ndim < 2:
         return None
     if zero and not isinstance(offset, Constant):
         return None
     number = offset.array if isinstance(offset, Constant) else np.zeros((), matrix.array.dtype)
-    if number.dtype != matrix.array.dtype or number.size not in (1, matrix.array.shape[-1]):
+    if number.dtype != matrix.array.dtype or number.size not in (1, matrix.array.shape[along]):
         return None
     flat = number.reshape(() if number.size == 1 else -1)
-    return Dequantized(q, matrix.array, np.ones((), np.float32), flat, matrix.array.ndim - 1)
+    return Dequantized(q, matrix.array, np.ones((), np.float32), flat, along % matrix.array.ndim)
 
 
-def _product(lift: Lifter, a: str, b: str, a_zero: str, b_zero: str) -> Product | None:
-    """``sum (a - a_zero) * (b - b_zero)``, where both are known."""
+def product_of(lift: Lifter, operands: list[str], along: int = -1) -> Product | None:
+    """``sum (a - a_zero) * (b - b_zero)`` of ``[a, b, a_zero, b_zero]``, where both are known; ``along``: the axis of a
+    constant b's outputs.
+    """
+    a, b, a_zero, b_zero = operands
+    a, b, a_zero, b_zero = operands
     left, right = lift.get(a), lift.get(b)
     if isinstance(left, Quantized):
         zero = lift.get(a_zero)
@@ -105,19 +109,19 @@ def _product(lift: Lifter, a: str, b: str, a_zero: str, b_zero: str) -> Product 
     scales = (left.scale,) if isinstance(left, Dynamic) else ()
     if isinstance(left, Dynamic) and isinstance(right, Dynamic):
         return Product(left, right, (left.scale, right.scale)) if right.zero == b_zero else None
-    weight = _weight(lift, b, b_zero)
+    weight = _weight(lift, b, b_zero, along)
     return None if weight is None else Product(left, weight, scales)
 
 
 @rule("MatMulInteger")
 def matmul_integer(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    return _product(lift, *_names(node, 4))
+    return product_of(lift, names(node, 4))
 
 
 def _float_product(lift: Lifter, operands: list[str], bias: str, name: str) -> View | None:
     """A product of integers times its scales, plus a bias. ``operands``: a, b, their scales, their zero points."""
     a, b, a_scale, b_scale, a_zero, b_zero = operands
-    product = _product(lift, a, b, a_zero, b_zero)
+    product = product_of(lift, [a, b, a_zero, b_zero])
     scales = combine(lift, "Mul", _factor(lift, a_scale), _factor(lift, b_scale), name)
     return _plus(lift, combine(lift, "Mul", product, scales, name), bias, name)
 
@@ -139,13 +143,13 @@ def _plus(lift: Lifter, value: Value | None, bias: str, name: str) -> View | Non
 
 @rule("MatMulIntegerToFloat", domain="com.microsoft")
 def matmul_integer_to_float(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    *operands, bias = _names(node, 7)
+    *operands, bias = names(node, 7)
     return _float_product(lift, operands, bias, node.outputs[0])
 
 
 @rule("DynamicQuantizeMatMul", domain="com.microsoft")
 def dynamic_quantize_matmul(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    _, b, b_scale, b_zero, bias = _names(node, 5)
+    _, b, b_scale, b_zero, bias = names(node, 5)
     x, weight = rows(inputs[0]), dequantized(lift, b, b, b_scale, b_zero, -1)
     if x is None or not isinstance(weight, Dequantized):
         return None
@@ -155,7 +159,7 @@ def dynamic_quantize_matmul(lift: Lifter, node: Node, attrs: dict[str, Any], inp
 
 @rule("QAttention", domain="com.microsoft")
 def q_attention(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    a, b, bias, a_scale, b_scale, mask, a_zero, b_zero, past = _names(node, 9)
+    a, b, bias, a_scale, b_scale, mask, a_zero, b_zero, past = names(node, 9)
     wide = rows(_float_product(lift, [a, b, a_scale, b_scale, a_zero, b_zero], bias, node.outputs[0] + ".qkv"))
     if past or wide is None or wide.axes != wide.base.axes() or wide.base.features % 3:
         return None
@@ -168,7 +172,7 @@ def q_attention(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Va
 # --- operators on integers -------------------------------------------------------------------------------------------
 
 
-def _on_floats(
+def on_floats(
     lift: Lifter, node: Node, op: str, operands: list[str], attrs: dict[str, Any], output: list[str]
 ) -> Result:
     """``Quantize(op(operands))``; ``output`` names the scale and zero point of the result, none for a float one."""
@@ -184,36 +188,44 @@ def _on_floats(
 
 @rule("QLinearMatMul")
 def q_linear_matmul(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    names = _names(node, 8)
-    operands = [float_of(lift, names[:3]), float_of(lift, names[3:6], along=-1)]
-    return _on_floats(lift, node, "MatMul", operands, {}, names[6:])
+    given = names(node, 8)
+    operands = [float_of(lift, given[:3]), float_of(lift, given[3:6], along=-1)]
+    return on_floats(lift, node, "MatMul", operands, {}, given[6:])
 
 
 @rule("QLinearAdd", "QLinearMul", domain="com.microsoft")
 def q_linear_binary(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    names = _names(node, 8)
-    operands = [float_of(lift, names[:3]), float_of(lift, names[3:6])]
-    return _on_floats(lift, node, node.op.removeprefix("QLinear"), operands, {}, names[6:])
+    given = names(node, 8)
+    operands = [float_of(lift, given[:3]), float_of(lift, given[3:6])]
+    return on_floats(lift, node, node.op.removeprefix("QLinear"), operands, {}, given[6:])
 
 
 @rule("QLinearSoftmax", "QLinearSigmoid", domain="com.microsoft")
 def q_linear_unary(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    names = _names(node, 5)
+    given = names(node, 5)
     op = node.op.removeprefix("QLinear")
-    return _on_floats(lift, node, op, [float_of(lift, names[:3])], attrs, names[3:])
+    return on_floats(lift, node, op, [float_of(lift, given[:3])], attrs, given[3:])
 
 
 @rule("QGemm", domain="com.microsoft")
 def q_gemm(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    names = _names(node, 9)
-    operands = [float_of(lift, names[:3]), float_of(lift, names[3:6], along=0 if attrs.get("transB") else 1)]
-    left, right = parameters(lift, *names[1:3]), parameters(lift, *names[4:6])
-    bias = lift.get(names[6])
-    if bias is not None:
-        if left is None or right is None or left.scale.ndim or not isinstance(bias, Constant) or bias.array.ndim != 1:
-            return None
-        if right.scale.size not in (1, bias.array.size):
-            return None
-        sums = Dequantized(names[6], bias.array, left.scale * right.scale, np.zeros((), np.int32))
-        operands.append(lift.known(names[6] + ".float", sums))
-    return _on_floats(lift, node, "Gemm", operands, attrs, names[7:])
+    given = names(node, 9)
+    operands = [float_of(lift, given[:3]), float_of(lift, given[3:6], along=0 if attrs.get("transB") else 1)]
+    if given[6]:
+        operands.append(integer_bias(lift, given[6], given[1:3], given[4:6]))
+    return on_floats(lift, node, "Gemm", operands, attrs, given[7:])
+
+
+def integer_bias(lift: Lifter, name: str, left: list[str], right: list[str]) -> str:
+    """A name for the floats that a bias of sums stands for, "" where they are not known; ``left``, ``right``: scale and
+    zero point of the operands.
+    """
+    x, weight, bias = parameters(lift, *left), parameters(lift, *right), lift.get(name)
+    if x is None or weight is None or x.scale.ndim or not isinstance(bias, Constant) or bias.array.ndim != 1:
+        return ""
+    if weight.scale.size not in (1, bias.array.size):
+        return ""
+    # Named apart from the integers, which a bias that two layers share may have under several scales.
+    known = lift.known(f"{name}.float", Opaque())
+    lift.values[known] = Dequantized(known, bias.array, x.scale * weight.scale, np.zeros((), np.int32))
+    return known

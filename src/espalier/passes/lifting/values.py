@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from espalier.ir.graph import Node
+from espalier.ir.images import Window
 from espalier.ir.quantization import dequantize
 from espalier.passes.lifting.axes import BATCH, FEATURE, TOKEN, Axes, Axis, axis
 from espalier.passes.symbolic import Expr
@@ -229,7 +230,7 @@ class Product(Value):
     """``sum (q - zero) * (w - zero) + bias`` in integers; a weight is ``[K, M]`` in steps of 1.
 
     ``missing``: the dynamic scales that it was not multiplied by yet; ``constant``: the constants that it was, None
-    before the first.
+    before the first. With a ``window`` it is a convolution, by a weight ``[M, K, ...]``.
     """
 
     left: Quantized | Dynamic
@@ -237,6 +238,7 @@ class Product(Value):
     missing: tuple[str, ...]
     constant: np.ndarray | None = None
     bias: np.ndarray | None = None
+    window: Window | None = None
 
 
 def rows(value: Value | None) -> View | None:
