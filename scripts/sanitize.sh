@@ -21,4 +21,4 @@ check() {
 }
 
 check address,undefined . ASAN_OPTIONS=detect_stack_use_after_return=1:strict_string_checks=1 UBSAN_OPTIONS=print_stacktrace=1
-check thread '^(program|team)$' TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1
+check thread '^(program|images|team)$' TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1

@@ -251,7 +251,8 @@ void Program::Execution::place_values() {
   const std::size_t nb = static_cast<std::size_t>(nb_);
   std::size_t total = 0;
   const auto floats = [&](const Storage::Slot& slot) {
-    return slot.features * nb * static_cast<std::size_t>(layout(slot.domain).panels()) + kSlack;
+    // Between panels too: a window's vectors reach into what other threads may be writing otherwise.
+    return (slot.features * nb + kSlack) * static_cast<std::size_t>(layout(slot.domain).panels());
   };
   for (const Storage::Slot& slot : storage_->slots)
     if (slot.scope == Scope::shared) total += floats(slot);
@@ -365,7 +366,7 @@ float* Program::Execution::panel(int value, int panel, const Hand& hand) const {
     case Scope::shared:
       break;
   }
-  return slots_[index] + stride * static_cast<std::size_t>(panel);
+  return slots_[index] + (stride + kSlack) * static_cast<std::size_t>(panel);
 }
 
 void Program::Execution::run_task(const Stretch& stretch, int task, Hand& hand) {

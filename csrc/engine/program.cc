@@ -118,16 +118,26 @@ void Program::begin_linear(Op& op, const Value& in, int rows, int columns, const
 
 Domain Program::domain_after(const Value& in, const std::optional<Window>& window) const {
   if (!window) return in.domain;
-  std::int64_t in_pixels = 1, out_pixels = 1;
+  // Far beyond any network, and small enough for the sums and products that are made of them.
+  constexpr int reach = 1 << 15;
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() / 2;
+  std::int64_t in_pixels = 1, out_pixels = 1, taps = 1;
   for (std::size_t i = 0; i < 2; ++i) {
     require(window->in[i] > 0 && window->out[i] > 0 && window->kernel[i] > 0 && window->stride[i] > 0 &&
                 window->dilation[i] > 0 && window->before[i] >= 0 && window->align > 0,
             "a window's extents must be positive");
+    require(window->kernel[i] <= reach && window->stride[i] <= reach && window->dilation[i] <= reach &&
+                window->before[i] <= reach && window->align <= reach,
+            "a window's kernel, strides, dilations and edges must be at most 32768");
+    const std::int64_t last = static_cast<std::int64_t>(window->out[i] - 1) * window->stride[i] +
+                              static_cast<std::int64_t>(window->kernel[i] - 1) * window->dilation[i];
+    require(last <= most, "a window does not fit the image that it reads");
     in_pixels *= window->in[i];
     out_pixels *= window->out[i];
+    taps *= window->kernel[i];
   }
-  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() / 2;
   require(in_pixels == in.domain.lanes && out_pixels <= most, "a window does not fit the image that it reads");
+  require(taps * (static_cast<std::int64_t>(in.features) + window->align) <= most, "a window has too many inputs");
   return Domain{static_cast<int>(out_pixels)};
 }
 
@@ -506,7 +516,12 @@ void Program::check_batch(const Batch& b) const {
             "a sequence of the batch is empty or out of range");
     tokens += b.lengths[s];
   }
-  require(tokens <= std::numeric_limits<std::int32_t>::max() / 2, "the batch has too many tokens");
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max() / 2;
+  require(tokens <= most, "the batch has too many tokens");
+  for (const Domain domain : domains_)
+    require((static_cast<std::int64_t>(domain.lanes) + panel_width()) <=
+                most / static_cast<std::int64_t>(b.lengths.size() + 1),
+            "the batch has too many pixels; run fewer images at a time");
   for (const Op& op : ops_) {
     if (op.kind == OpKind::embed) {
       for (const Table& t : op.tables) {

@@ -450,6 +450,16 @@ TEST(what_does_not_fit_is_refused) {
     damaged([&](Window& w) { w.align = bad; }, "must be positive");
   }
   damaged([&](Window& w) { w.before[0] = -1; }, "must be positive");
+  for (int bad : {32769, 2147483647}) {
+    damaged([&](Window& w) { w.kernel[1] = bad; }, "at most 32768");
+    damaged([&](Window& w) { w.stride[0] = bad; }, "at most 32768");
+    damaged([&](Window& w) { w.dilation[1] = bad; }, "at most 32768");
+    damaged([&](Window& w) { w.before[0] = bad; }, "at most 32768");
+    damaged([&](Window& w) { w.align = bad; }, "at most 32768");
+  }
+  damaged([&](Window& w) { w.kernel = {32768, 32768}; }, "too many inputs");
+  damaged([&](Window& w) { w.out[1] = 65536, w.stride[1] = 32768; }, "does not fit");
+  damaged([&](Window& w) { w.in = {65536, 65536}; }, "does not fit");
   damaged([&](Window& w) { w.out = {65536, 65536}; }, "does not fit");
   CHECK_THROWS(conv(x, 53, -1, same), "weight does not fit its input");
   CHECK_THROWS(conv(x, 6, -1, same), "weight does not fit its input");

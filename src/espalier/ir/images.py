@@ -21,6 +21,10 @@ from espalier.ir.inference import compatible
 Array = NDArray[Any]
 Pair = tuple[int, int]
 """Rows, columns."""
+REACH = 1 << 15
+"""The largest kernel, stride, dilation or edge."""
+MOST_PIXELS = 1 << 26
+"""Of an image."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Window:
             raise GraphError(
                 "a window is 12 whole numbers, rows and columns of source, result, kernel, stride and dilation "
                 f"(from 1) and before (from 0); got {list(numbers)}"
+            )
+        if max(numbers[4:]) > REACH or max(numbers[0] * numbers[1], numbers[2] * numbers[3]) > MOST_PIXELS:
+            raise GraphError(
+                f"a window's kernel, strides, dilations and edges go to {REACH}, its images to {MOST_PIXELS} pixels; "
+                f"got {list(numbers)}"
             )
         return cls(*((numbers[i], numbers[i + 1]) for i in range(0, 12, 2)))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from espalier.ir.images import Pair, Window
+from espalier.ir.images import MOST_PIXELS, REACH, Pair, Window
 from espalier.ir.ops import MOST_PARTS
 from espalier.passes.lifting.axes import BATCH, FEATURE, TOKEN, Axes, axis, extent
 from espalier.passes.lifting.lifter import Lifter
@@ -100,6 +100,8 @@ def window(lift: Lifter, source: Pair, kernel: tuple[int, ...], attrs: dict[str,
     mode = mode.decode() if isinstance(mode, bytes) else mode
     if len(kernel) != 2 or len(stride) != 2 or len(dilation) != 2 or len(pads) != 4 or min(pads) < 0:
         return None
+    if min(*kernel, *stride, *dilation) < 1 or max(*kernel, *stride, *dilation, *pads) > REACH:
+        return None
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         result = [-(-size // s) for size, s in zip(source, stride, strict=True)]
@@ -122,7 +124,8 @@ def window(lift: Lifter, source: Pair, kernel: tuple[int, ...], attrs: dict[str,
     if declared is not None and [n.number or want for n, want in zip(declared[2:], result, strict=False)] != result:
         return None
     pairs = [(int(a), int(b)) for a, b in (source, result, kernel, stride, dilation, before)]
-    return Window(*pairs) if min(result) > 0 and min(kernel) > 0 else None
+    fits = min(result) > 0 and max(source[0] * source[1], result[0] * result[1]) <= MOST_PIXELS
+    return Window(*pairs) if fits else None
 
 
 def mean(lift: Lifter, view: View, keep: bool, name: str) -> View | None:
