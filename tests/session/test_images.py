@@ -16,7 +16,7 @@ import espalier
 from espalier import passes
 from espalier.compiler.native import NativeProgram
 from espalier.onnx import read
-from espalier.passes.partition import NativeSegment, partition
+from espalier.passes.partition import NativeSegment, OrtSegment, partition
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the reference of every model")
 
@@ -443,6 +443,15 @@ def test_dense_networks_stay_in_onnx_runtime() -> None:
     assert {layer.where for layer in dense.layers} == {"ONNX Runtime"}
     assert any("too few zeros" in layer.why for layer in dense.layers)
     assert {layer.where for layer in sparse.layers} == {"native"}
+
+
+def test_an_executor_without_convolutions_leaves_them_to_onnx_runtime(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(pruned(0.9))
+    (step,) = partition(passes.run(read(path)), path, images=False)
+    assert isinstance(step, OrtSegment)
+    assert step.whole
+    assert {node.why for node in step.nodes} == {"the executor has no convolutions"}
 
 
 def test_a_plan(tmp_path: Path) -> None:
