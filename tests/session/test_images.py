@@ -471,6 +471,20 @@ def test_wrong_images_are_refused() -> None:
             session.run(None, {"x": x})
 
 
+def test_channels_that_come_last() -> None:
+    """As TensorFlow's models have them: turned by ONNX Runtime, then native."""
+    net = Net(channels=SIZE[1])
+    x = net.op("Transpose", "x", perm=[0, 3, 1, 2])
+    for inputs in (3, 64, 64):
+        x = net.op("Relu", net.op("Conv", x, net.weight(64, inputs, 3, 3, zeros=0.95), pads=[1] * 4))
+    model = net.build(net.pooled(x, 64), size=(SIZE[2], 3))
+    session = espalier.load(model)
+    foreign = [layer.op for layer in session.report().layers if layer.where != "native"]
+    assert foreign == ["Transpose"]
+    turned = np.ascontiguousarray(images(2).transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(session.run(None, {"x": turned})[0], expected(model, turned)[0], atol=1e-5)
+
+
 def test_extents_that_are_not_known_run_in_onnx_runtime() -> None:
     net = Net()
     model = net.build(net.conv("x", 3, 4), size=("rows", "columns"))

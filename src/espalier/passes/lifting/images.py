@@ -46,9 +46,9 @@ def grid_of(value: Value | None) -> Pair | None:
 
 def image(lift: Lifter, value: Value | None, name: str) -> View | None:
     """The value as an image; what ONNX Runtime or the caller gives is taken apart into pixels."""
-    if isinstance(value, View):
-        return value if grid_of(value) else None
-    if not isinstance(value, Opaque) or lift.dtype(name) != "float32":
+    if grid_of(value) and isinstance(value, View):
+        return value
+    if not (isinstance(value, Opaque) or _of_input(lift, value)) or lift.dtype(name) != "float32":
         return None
     shape = lift.shape(name)
     if shape is None or len(shape) != 4:
@@ -59,6 +59,13 @@ def image(lift: Lifter, value: Value | None, name: str) -> View | None:
     pixels = Tensor("", BSF, shape[0], Expr.of(rows * columns), features)
     view = lift.emit("ImageToTokens", [name], {}, pixels)
     return single(lift, View(view.base, image_axes(view.base, (rows, columns))), "")
+
+
+def _of_input(lift: Lifter, value: Value | None) -> bool:
+    """Whether the value is an input in another order, such as one whose channels come last: ONNX Runtime turns it."""
+    if not isinstance(value, View):
+        return False
+    return any(node.op == "ImageToTokens" and node.outputs == [value.base.name] for node in lift.nodes)
 
 
 def single(lift: Lifter, view: View, name: str) -> View:
