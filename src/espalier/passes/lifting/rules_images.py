@@ -12,6 +12,7 @@ from espalier.ir.images import Pair, Window
 from espalier.passes.lifting import images, quantized, regions
 from espalier.passes.lifting.convolutions import convolve, normalised
 from espalier.passes.lifting.lifter import FLOATS, Lifter, Result, rule
+from espalier.passes.lifting.rules_math import shifted
 from espalier.passes.lifting.rules_quantized import integer_bias, names, on_floats, product_of
 from espalier.passes.lifting.values import BF, BSF, Constant, Dequantized, Opaque, Tensor, Value, View, rows
 from espalier.passes.symbolic import Expr
@@ -144,8 +145,6 @@ def _between(lift: Lifter, x: View, low: float | None, high: float | None, name:
 
 
 def _hard_sigmoid(lift: Lifter, x: View, alpha: float, beta: float, name: str) -> View | None:
-    from espalier.passes.lifting.rules_math import shifted
-
     found = shifted(lift, View(x.base, x.axes, x.scale * alpha), beta)
     return _between(lift, found, 0.0, 1.0, name) if found is not None else None
 
@@ -181,15 +180,6 @@ def leaky_relu(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Val
 
 
 # --- the same on integers --------------------------------------------------------------------------------------------
-
-
-@rule("QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearLeakyRelu", domain="com.microsoft")
-def q_linear_unary(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
-    operands = names(node, 5)
-    if attrs.get("channels_last"):
-        return None
-    op = node.op.removeprefix("QLinear")
-    return on_floats(lift, node, op, [quantized.float_of(lift, operands[:3])], attrs, operands[3:])
 
 
 @rule("QLinearConcat", domain="com.microsoft")

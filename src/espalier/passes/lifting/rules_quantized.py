@@ -200,9 +200,12 @@ def q_linear_binary(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: lis
     return on_floats(lift, node, node.op.removeprefix("QLinear"), operands, {}, given[6:])
 
 
-@rule("QLinearSoftmax", "QLinearSigmoid", domain="com.microsoft")
+@rule("QLinearSoftmax", "QLinearSigmoid", "QLinearLeakyRelu", domain="com.microsoft")
+@rule("QLinearGlobalAveragePool", "QLinearAveragePool", domain="com.microsoft")
 def q_linear_unary(lift: Lifter, node: Node, attrs: dict[str, Any], inputs: list[Value | None]) -> Result:
     given = names(node, 5)
+    if attrs.get("channels_last"):
+        return None
     op = node.op.removeprefix("QLinear")
     return on_floats(lift, node, op, [float_of(lift, given[:3])], attrs, given[3:])
 
