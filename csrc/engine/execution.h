@@ -9,6 +9,15 @@
 
 namespace espalier {
 
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// A quantised panel in the memory of one of floats.
+inline std::uint8_t* bytes_of(float* panel) { return reinterpret_cast<std::uint8_t*>(panel); }
+inline const std::uint8_t* bytes_of(const float* panel) { return reinterpret_cast<const std::uint8_t*>(panel); }
+
+// Windows read and write whole vectors, this many floats past an end at most: two vectors.
+inline constexpr std::size_t kSlack = 32;
+
 // How far a value reaches, and so where it stands.
 enum class Scope : std::uint8_t {
   shared,  // the arena: every panel of the batch
