@@ -68,6 +68,8 @@ class Engine(ABC):
     paddings: ClassVar[tuple[str, ...]] = ("max", "longest")
     """What it can do, the usual first."""
     wants_onnx: ClassVar[bool] = True
+    workers: ClassVar[int] = 1
+    """Threads that call :meth:`run`: two where one can hand out answers while the other has the engine."""
 
     def __init__(self, model: Path, pipeline: type[Pipeline], settings: EngineSettings) -> None:
         """Load ``model``, whose outputs ``pipeline`` understands."""
@@ -105,6 +107,7 @@ class Espalier(Engine):
     package = "espalier"
     paddings = ("none",)
     wants_onnx = False
+    workers = 2
 
     def __init__(self, model: Path, pipeline: type[Pipeline], settings: EngineSettings) -> None:
         super().__init__(model, pipeline, settings)

@@ -61,7 +61,6 @@ class Job:
     audit: str = ""
     seeds: dict[str, int] = field(default_factory=dict)
     limits: dict[str, Any] = field(default_factory=dict)
-    workers: int = 1
     probe_s: float = 8.0
     network: list[str] = field(default_factory=list)
 
@@ -128,7 +127,8 @@ def make_sut(engine: Any, samples: Samples, job: Job, loadgen: Any) -> SystemUnd
         samples,
         loadgen,
         limits=Limits(**job.limits),
-        workers=job.workers,
+        workers=engine.workers,
+        lanes=engine.settings.load.lanes,
         by_length=job.scenario == "Offline" and engine.settings.padding == "longest",
     )
 
