@@ -68,7 +68,7 @@ def under_loadgen(options: argparse.Namespace, name: str, *more: str) -> dict[st
 def offline(options: argparse.Namespace) -> dict[str, Any]:
     """Samples per second of both, and the median of the rounds' ratios."""
     session = espalier.load(options.model, threads=options.threads, tune=False)
-    pipeline = QuestionAnswering(session)
+    pipeline = QuestionAnswering(session, None)
     outputs = list(pipeline.outputs)
     batches = itertools.cycle(batches_of(options.model, pipeline, options.data / SQUAD, options.seed))
     session.run_ragged(outputs, next(batches))
