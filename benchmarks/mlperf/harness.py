@@ -10,13 +10,11 @@ the engine by itself is `run_ragged` in a loop, as `espalier benchmark` runs it.
 from __future__ import annotations
 
 import argparse
-import itertools
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import machine
+from ragged import Row, full_batches, rate
 
 import espalier
 from espalier.data import Tokens, read_squad
@@ -31,24 +30,15 @@ from espalier.data.question_answering import cut_pieces
 from espalier.mlperf.report.rows import value_of
 from espalier.mlperf.results import read_system, write_json
 from espalier.pipelines import QuestionAnswering
-from espalier.scheduler import Limits
 
 SQUAD = "dev-v1.1.rebuilt.json"
 NOOP_QPS = 50_000
 
 
-def batches_of(model: Path, pipeline: QuestionAnswering, data: Path, seed: int) -> list[list[dict[str, np.ndarray]]]:
-    """The whole data set in random order, in full batches of the scheduler's budget of tokens."""
+def batches_of(model: Path, pipeline: QuestionAnswering, data: Path, seed: int) -> list[list[Row]]:
+    """The whole data set in random order, in full batches."""
     pieces = [piece.feature for piece in cut_pieces(Tokens.read(model, 384), read_squad(data))]
-    batches: list[list[dict[str, np.ndarray]]] = [[]]
-    tokens = 0
-    for i in np.random.default_rng(seed).permutation(len(pieces)):
-        if tokens + len(pieces[i].ids) > Limits().tokens:
-            batches.append([])
-            tokens = 0
-        batches[-1].append(dict(pipeline.row(pieces[i])))
-        tokens += len(pieces[i].ids)
-    return batches[:-1]
+    return full_batches(pipeline.row(pieces[i]) for i in np.random.default_rng(seed).permutation(len(pieces)))
 
 
 def under_loadgen(options: argparse.Namespace, name: str, *more: str) -> dict[str, Any]:
@@ -70,17 +60,13 @@ def offline(options: argparse.Namespace) -> dict[str, Any]:
     session = espalier.load(options.model, threads=options.threads, tune=False)
     pipeline = QuestionAnswering(session, None)
     outputs = list(pipeline.outputs)
-    batches = itertools.cycle(batches_of(options.model, pipeline, options.data / SQUAD, options.seed))
-    session.run_ragged(outputs, next(batches))
+    batches = batches_of(options.model, pipeline, options.data / SQUAD, options.seed)
+    session.run_ragged(outputs, batches[0])
     rounds: list[dict[str, Any]] = []
     for number in range(options.rounds):
-        count, start = 0, time.perf_counter()
-        while (seconds := time.perf_counter() - start) < options.seconds:
-            batch = next(batches)
-            session.run_ragged(outputs, batch)
-            count += len(batch)
+        alone = rate(session, outputs, batches, options.seconds)
         found = under_loadgen(options, f"offline-{number}", "--scenario", "Offline", "--no-tune")
-        rounds.append({"engine": count / seconds, "loadgen": found["value"], "problems": found["problems"]})
+        rounds.append({"engine": alone, "loadgen": found["value"], "problems": found["problems"]})
         print(rounds[-1], flush=True)
     good = [one["loadgen"] / one["engine"] for one in rounds if one["loadgen"] and not one["problems"]]
     return {"rounds": rounds, "of_engine": statistics.median(good) if good else None}
@@ -102,7 +88,7 @@ def main() -> int:
         "machine": machine.describe(),
         "versions": machine.versions(),
         "commit": machine.commit(),
-        "command": shlex.join(["python", "benchmarks/mlperf/harness.py", options.model.name, *sys.argv[2:]]),
+        "command": shlex.join(["python", "benchmarks/mlperf/harness.py", *sys.argv[1:]]),
         "seed": options.seed,
         "busy_before": busy,
         "noop": [under_loadgen(options, f"noop-{number}", *noop) for number in range(options.rounds)],

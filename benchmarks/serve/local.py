@@ -11,7 +11,6 @@ are not repeated; --fresh begins anew. The soak writes its picture beside the fi
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import re
 import shutil
@@ -30,17 +29,17 @@ import uvloop
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import machine
 from load import Grpc, Http, Tally, closed_loop, open_loop
+from ragged import full_batches, rate
 
 import espalier
 from espalier.data import Tokens, read_squad
 from espalier.data.question_answering import cut_pieces
-from espalier.scheduler import Limits
 
 HTTP, GRPC, MODEL = 18180, 18181, "model"
-TOKENS = Limits().tokens
 IDLE = 10_000
 ROUNDS = 5
 TURN = 16
+"""Requests before it is the other's turn."""
 SOAK_LOAD, WARM_MINUTES = 0.8, 3
 """Of the least throughput measured; and how long memory may grow."""
 WRK_SCRIPT = """
@@ -73,7 +72,7 @@ class Bench:
         self.model = arguments.model
         self.out = arguments.output
         self.samples = read_samples(arguments.model, arguments.data, 512)
-        self.batches = self._batches()
+        self.batches = full_batches({name: array[0] for name, array in feeds.items()} for feeds in self.samples)
         self.session = espalier.load(arguments.model, tune=False)
         self.output = next(i.name for i in self.session.get_outputs() if len(i.shape) == 2)
         self.found: dict[str, Any] = {}
@@ -105,25 +104,7 @@ class Bench:
 
     def _engine_rate(self, seconds: float) -> float:
         """Sequences per second in ragged batches, for at least so long."""
-        count, start = 0, time.perf_counter()
-        for batch in itertools.cycle(self.batches):
-            self.session.run_ragged([self.output], batch)
-            count += len(batch)
-            if (spent := time.perf_counter() - start) >= seconds:
-                return count / spent
-        raise SystemExit("there are too few samples for a batch")
-
-    def _batches(self) -> list[list[dict[str, np.ndarray]]]:
-        batches: list[list[dict[str, np.ndarray]]] = [[]]
-        tokens = 0
-        for feeds in self.samples:
-            row = {name: array[0] for name, array in feeds.items()}
-            if tokens + len(row["input_ids"]) > TOKENS:
-                batches.append([])
-                tokens = 0
-            batches[-1].append(row)
-            tokens += len(row["input_ids"])
-        return batches[:-1]  # the last is not full
+        return rate(self.session, [self.output], self.batches, seconds)
 
     def goodput(self, client: type[Http] | type[Grpc]) -> dict[str, Any]:
         """Answers per second with as many under way as the engine answers in a second: batches fill, none is refused.
