@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 OUTPUTS_PARAMETERS = {"binary_data": True}
+INFER_PATH = "/inference.GRPCInferenceService/ModelInfer"
 REFUSED = (429, 503)
 TIMEOUT_S = 100.0
 Send = Callable[[int], Awaitable[int]]
@@ -194,38 +195,139 @@ class Http:
                 connection.close()
 
 
+class _Stream(asyncio.Protocol):
+    """One HTTP/2 connection with any number of gRPC calls under way (RFC 9113; gRPC's "PROTOCOL-HTTP2").
+
+    No more of either than a load on one method needs: the same header block for every call, never indexed, and answers
+    of which only the frames are read. A call that fails has no message, so that its status need not be decoded.
+    """
+
+    _DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 8
+    _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
+    _WIDEST = (1 << 31) - 1
+
+    def __init__(self, path: str) -> None:
+        words = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "localhost"}
+        words |= {"te": "trailers", "content-type": "application/grpc"}
+        self._head = b"".join(_literal(name, value) for name, value in words.items())
+        self._transport: Any = None
+        self._received = bytearray()
+        self._calls: dict[int, asyncio.Future[bool]] = {}
+        self._answered: set[int] = set()
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._window = 65535
+        self._next = 1
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        widest = self._WIDEST.to_bytes(4)
+        settings = self._frame(self._SETTINGS, 0, 0, (4).to_bytes(2) + widest)  # SETTINGS_INITIAL_WINDOW_SIZE
+        window = self._frame(self._WINDOW, 0, 0, (self._WIDEST - 65535).to_bytes(4))
+        self._transport.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + window)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for call in self._calls.values():
+            if not call.done():
+                call.set_exception(exc or EOFError("the server hung up"))
+        self._calls.clear()
+
+    def data_received(self, data: bytes) -> None:
+        buffer, at = self._received, 0
+        buffer += data
+        while len(buffer) - at >= 9:
+            size = int.from_bytes(buffer[at : at + 3])
+            if len(buffer) - at < 9 + size:
+                break
+            kind, flags, stream = buffer[at + 3], buffer[at + 4], int.from_bytes(buffer[at + 5 : at + 9])
+            self._take(kind, flags, stream, bytes(buffer[at + 9 : at + 9 + size]))
+            at += 9 + size
+        del buffer[:at]
+
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == self._DATA and payload:
+            self._answered.add(stream)
+        elif kind == self._WINDOW and stream == 0:
+            self._window += int.from_bytes(payload)
+            self._send_waiting()
+        elif kind in (self._SETTINGS, self._PING) and not flags & self._ACK:
+            self._transport.write(self._frame(kind, self._ACK, 0, payload if kind == self._PING else b""))
+        elif kind == self._GOAWAY:
+            self._transport.close()
+        ended = kind == self._RESET or (kind in (self._DATA, self._HEADERS) and flags & self._END_STREAM)
+        call = self._calls.pop(stream, None) if ended else None
+        if call is not None and not call.done():
+            call.set_result(stream in self._answered and kind != self._RESET)
+            self._answered.discard(stream)
+
+    async def call(self, request: bytes) -> bool:
+        """Whether a message came back. Raises OSError, EOFError."""
+        if self._transport.is_closing():
+            raise EOFError("the server hung up")
+        stream, self._next = self._next, self._next + 2
+        answer = self._calls[stream] = asyncio.get_running_loop().create_future()
+        self._waiting.append((stream, request))
+        self._send_waiting()
+        return await answer
+
+    def _send_waiting(self) -> None:
+        """As far as the connection's window goes; a request has less than a stream's window and a frame's limit."""
+        out = []
+        while self._waiting and len(self._waiting[0][1]) <= self._window:
+            stream, message = self._waiting.popleft()
+            self._window -= len(message)
+            out.append(self._frame(self._HEADERS, self._END_HEADERS, stream, self._head))
+            out.append(self._frame(self._DATA, self._END_STREAM, stream, message))
+        if out:
+            self._transport.write(b"".join(out))
+
+    @staticmethod
+    def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return len(payload).to_bytes(3) + bytes((kind, flags)) + stream.to_bytes(4) + payload
+
+    def close(self) -> None:
+        """Hang up."""
+        self._transport.abort()
+
+
+def _literal(name: str, value: str) -> bytes:
+    """A header field that is not to be indexed, with a new name (RFC 7541, 6.2.2), each of less than 127 bytes."""
+    return b"\0" + b"".join(bytes((len(text),)) + text.encode() for text in (name, value))
+
+
 class Grpc:
-    """ModelInfer with raw contents over one channel."""
+    """ModelInfer with raw contents over one connection. What fails counts as 500, for whatever reason."""
 
     def __init__(self, port: int, model: str, samples: Sequence[dict[str, np.ndarray]], output: str) -> None:
-        import grpc
+        self._port = port
+        self._connection: asyncio.Future[tuple[Any, _Stream]] | None = None
+        self._requests = [self.encode(model, feeds, output) for feeds in samples]
 
-        from espalier.serve.rpc.messages import SERVICE, message
+    @staticmethod
+    def encode(model: str, feeds: dict[str, np.ndarray], output: str) -> bytes:
+        """A request as gRPC has it on the wire: not compressed, its length, the message."""
+        from espalier.serve.rpc.messages import message
 
-        self._error = grpc.aio.AioRpcError
-        self._refusals = {grpc.StatusCode.RESOURCE_EXHAUSTED: 429, grpc.StatusCode.UNAVAILABLE: 503}
-        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        self._call = self._channel.unary_unary(f"/{SERVICE}/ModelInfer")
-        self._requests = []
-        for feeds in samples:
-            request = message("ModelInferRequest")(model_name=model)
-            request.outputs.add(name=output)
-            for name, array in feeds.items():
-                request.inputs.add(name=name, datatype="INT64", shape=array.shape)
-                request.raw_input_contents.append(array.tobytes())
-            self._requests.append(request.SerializeToString())
+        request = message("ModelInferRequest")(model_name=model)
+        request.outputs.add(name=output)
+        for name, array in feeds.items():
+            request.inputs.add(name=name, datatype="INT64", shape=array.shape)
+            request.raw_input_contents.append(array.tobytes())
+        data: bytes = request.SerializeToString()
+        return b"\0" + len(data).to_bytes(4) + data
 
     async def send(self, number: int) -> int:
-        """Send a sample and wait for the answer."""
-        try:
-            await self._call(self._requests[number % len(self._requests)], timeout=30)
-        except self._error as error:
-            return self._refusals.get(error.code(), 500)
-        return 200
+        """Send a sample and wait for the answer. Raises OSError, EOFError."""
+        if self._connection is None:
+            loop = asyncio.get_running_loop()
+            opening = loop.create_connection(lambda: _Stream(INFER_PATH), "127.0.0.1", self._port)
+            self._connection = asyncio.ensure_future(opening)
+        _, stream = await self._connection if not self._connection.done() else self._connection.result()
+        return 200 if await stream.call(self._requests[number % len(self._requests)]) else 500
 
     async def close(self) -> None:
-        """Close the channel."""
-        await self._channel.close()
+        """Close the connection."""
+        if self._connection is not None:
+            (await self._connection)[1].close()
 
 
 async def run_all(send: Send, count: int, concurrency: int) -> tuple[Tally, float]:
@@ -256,7 +358,10 @@ async def closed_loop(send: Send, concurrency: int, seconds: float) -> tuple[Tal
 
 
 async def open_loop(send: Send, rate: float, seconds: float, seed: int = 0) -> tuple[Tally, float]:
-    """Poisson arrivals at ``rate`` a second, whatever the server does."""
+    """Poisson arrivals at ``rate`` for so many seconds, whatever the server does.
+
+    Returns what became of them, and the seconds until the last answer.
+    """
     rng = np.random.default_rng(seed)
     tally, start = Tally(), time.perf_counter()
     tasks: list[asyncio.Task[None]] = []
@@ -268,4 +373,4 @@ async def open_loop(send: Send, rate: float, seconds: float, seed: int = 0) -> t
             await asyncio.sleep(wait)
         tasks.append(asyncio.create_task(tally.run(send, len(tasks))))
     await asyncio.gather(*tasks)
-    return tally, seconds
+    return tally, time.perf_counter() - start

@@ -1,11 +1,11 @@
 """What serving costs on one machine: goodput beside the engine's own, added latency, behaviour at twice the capacity,
-among ten thousand idle connections, under wrk, and for as many minutes at 80 % of capacity as --soak says.
+among ten thousand idle connections, under wrk and h2load, and for as many minutes at 80 % of capacity as --soak says.
 
 python benchmarks/serve/local.py MODEL DATA -o benchmarks/serve/results/NAME.json --soak 30
 
-MODEL is a folder with its tokenizer, DATA is a file of SQuAD v1.1. The client runs on the same cores as the server and
-is part of what is measured; `taskset -c 0` before the command gives both one core. Stages that are in the file already
-are not repeated; --fresh begins anew. The soak writes its picture beside the file.
+MODEL has its tokenizer beside it, or --tokenizer says where one is; DATA is SQuAD v1.1, a file. The client runs on the
+same cores as the server and is part of what is measured; `taskset -c 0` before the command gives both one core. Stages
+that are in the file already are not repeated; --fresh begins anew. The soak writes its picture beside the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import machine
-from load import Grpc, Http, Tally, closed_loop, open_loop
+from load import INFER_PATH, Grpc, Http, Tally, closed_loop, open_loop
 from ragged import full_batches, rate
 
 import espalier
@@ -49,9 +49,9 @@ wrk.headers["Inference-Header-Content-Length"] = "{head}"
 """
 
 
-def read_samples(model: Path, data: Path, count: int) -> list[dict[str, np.ndarray]]:
+def read_samples(tokenizer: Path, data: Path, count: int) -> list[dict[str, np.ndarray]]:
     """SQuAD's pieces as padded batches of one: int64 ``[1, tokens]`` each."""
-    pieces = list(cut_pieces(Tokens.read(model, 384), read_squad(data)[: 2 * count]))
+    pieces = list(cut_pieces(Tokens.read(tokenizer, 384), read_squad(data)[: 2 * count]))
     rng = np.random.default_rng(0)
     chosen = [pieces[i].feature for i in rng.permutation(len(pieces))[:count]]
     return [
@@ -71,7 +71,7 @@ class Bench:
         self.seconds = arguments.seconds
         self.model = arguments.model
         self.out = arguments.output
-        self.samples = read_samples(arguments.model, arguments.data, 512)
+        self.samples = read_samples(arguments.tokenizer or arguments.model, arguments.data, 512)
         self.batches = full_batches({name: array[0] for name, array in feeds.items()} for feeds in self.samples)
         self.session = espalier.load(arguments.model, tune=False)
         self.output = next(i.name for i in self.session.get_outputs() if len(i.shape) == 2)
@@ -107,11 +107,11 @@ class Bench:
         return rate(self.session, [self.output], self.batches, seconds)
 
     def goodput(self, client: type[Http] | type[Grpc]) -> dict[str, Any]:
-        """Answers per second with as many under way as the engine answers in a second: batches fill, none is refused.
+        """Answers per second with nine tenths of a second's worth under way: batches fill, and none is refused.
 
         In turn with the engine by itself, since the speed of a machine changes; what counts is the median ratio.
         """
-        concurrency = max(8, min(512, int(self.found["stages"]["engine"]["per_s"])))
+        concurrency = max(8, min(512, int(0.9 * self.found["stages"]["engine"]["per_s"])))
 
         async def run() -> dict[str, Any]:
             connected = self._connect(client)
@@ -204,6 +204,15 @@ class Bench:
             health = ["--connections", "64", f"{url}/health/ready"]
             return {"infer": _wrk(*options, *infer), "health": _wrk(*options, *health)}
 
+    def h2load(self) -> dict[str, Any]:
+        """The same sample over and over by h2load, over gRPC."""
+        with tempfile.TemporaryDirectory(prefix="espalier-h2load-") as folder:
+            body = Path(folder, "body")
+            body.write_bytes(Grpc.encode(MODEL, self.samples[0], self.output))
+            options = ["--duration", f"{self.seconds:.0f}", "--clients", "1", "--max-concurrent-streams", "16"]
+            headers = ["--header", "content-type: application/grpc", "--header", "te: trailers"]
+            return _h2load(*options, *headers, "--data", str(body), f"http://127.0.0.1:{GRPC}{INFER_PATH}")
+
     def soak(self, minutes: int) -> dict[str, Any]:
         """Poisson arrivals at a share of capacity. Each minute: answers, latency, memory; and what became of them.
 
@@ -269,6 +278,18 @@ def _wrk(*arguments: str) -> dict[str, float]:
     }
 
 
+def _h2load(*arguments: str) -> dict[str, float]:
+    """Requests per second, how many failed, and bytes of message per answer: an error would have none."""
+    said = subprocess.run(["h2load", *arguments], check=True, capture_output=True, text=True).stdout
+    rate = re.search(r"finished in [\d.]+\w+, ([\d.]+) req/s", said)
+    counts = re.search(r"(\d+) succeeded, (\d+) failed, (\d+) errored, (\d+) timeout", said)
+    traffic = re.search(r"\((\d+)\) data", said)
+    if rate is None or counts is None or traffic is None:
+        raise SystemExit(f"h2load gave no rate: {said}")
+    succeeded, *bad = map(int, counts.groups())
+    return {"per_s": float(rate[1]), "failed": sum(bad), "bytes_each": int(traffic[1]) / max(1, succeeded)}
+
+
 def plot_soak(by_minute: Sequence[Mapping[str, Any]], path: Path) -> None:
     """p50 and p99 latency and the server's memory over the minutes, as an SVG at ``path``."""
     from matplotlib.figure import Figure
@@ -296,6 +317,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--soak", type=int, default=0, metavar="MINUTES")
     parser.add_argument("--fresh", action="store_true")
@@ -311,6 +333,8 @@ def main() -> None:
         bench.stage("idle", bench.idle)
         if shutil.which("wrk"):
             bench.stage("wrk", bench.wrk)
+        if shutil.which("h2load"):
+            bench.stage("h2load", bench.h2load)
         if arguments.soak:
             bench.stage("soak", lambda: bench.soak(arguments.soak))
 

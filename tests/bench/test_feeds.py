@@ -58,6 +58,7 @@ def test_extents_of_the_model_win() -> None:
     feeds = make_feeds([Info("x", (2, 3, 8, 8), "tensor(float)")], InputLimits(), batch=9, seq=9)
     assert feeds.padded["x"].shape == (2, 3, 8, 8)
     assert feeds.padded["x"].dtype == np.float32
+    assert (feeds.samples, feeds.tokens) == (2, None)
 
 
 def test_ids_without_a_known_limit_stay_small() -> None:

@@ -46,13 +46,13 @@ class InputLimits:
 class Feeds:
     """One batch. ``padded`` are arrays by input name; ``mask`` is the attention mask among them, if there is one.
 
-    ``samples`` is the batch size and ``tokens`` counts what is not padding.
+    ``samples`` is the batch size and ``tokens`` counts what is not padding, None where the inputs are not tokens.
     """
 
     padded: dict[str, np.ndarray]
     mask: np.ndarray | None
     samples: int
-    tokens: int
+    tokens: int | None
 
     def sequences(self) -> list[dict[str, np.ndarray]]:
         """The batch as :meth:`espalier.Session.run_ragged` takes it: every row without its padding."""
@@ -126,7 +126,7 @@ def _feeds(padded: dict[str, np.ndarray], mask: np.ndarray | None, order: Sequen
     samples = int(first.shape[0]) if first.ndim else 1
     if mask is not None and mask.ndim == 2:
         return Feeds(padded, mask, samples, int((mask != 0).sum()))
-    return Feeds(padded, None, samples, int(first.size) if first.ndim == 2 and first.dtype.kind in "iu" else samples)
+    return Feeds(padded, None, samples, int(first.size) if first.ndim == 2 and first.dtype.kind in "iu" else None)
 
 
 def _extents(info: InputInfo, batch: int, seq: int) -> tuple[int, ...]:

@@ -28,14 +28,17 @@ PEERS = ("onnxruntime",)
 
 @dataclass(frozen=True)
 class Candidate:
-    """The figures of one runtime. Times are milliseconds per batch; padding does not count as tokens."""
+    """The figures of one runtime. Times are milliseconds per batch; padding does not count as tokens.
+
+    ``tokens_per_s`` is None for what has no tokens, as images.
+    """
 
     name: str
     p50_ms: float
     p90_ms: float
     p99_ms: float
     samples_per_s: float
-    tokens_per_s: float
+    tokens_per_s: float | None
 
     @classmethod
     def of(cls, name: str, timing: Timing, feeds: Feeds) -> Candidate:
@@ -46,7 +49,7 @@ class Candidate:
             timing.p90 * 1e3,
             timing.p99 * 1e3,
             feeds.samples / timing.p50,
-            feeds.tokens / timing.p50,
+            None if feeds.tokens is None else feeds.tokens / timing.p50,
         )
 
 

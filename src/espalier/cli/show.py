@@ -142,9 +142,10 @@ def _print_layers(report: dict[str, Any], *, times: bool) -> None:
 def print_benchmark(result: BenchmarkResult) -> None:
     """A benchmark: agreement, the figures, and the time by layer."""
     settings, machine = result.settings, result.machine
+    tokens = settings["tokens"] is not None
+    batch = f"{settings['samples']} " + (f"sequences, {settings['tokens']} tokens" if tokens else "samples")
     say(
-        f"{result.model}: {settings['samples']} sequences, {settings['tokens']} tokens, {settings['threads']} threads, "
-        f"{machine['cpu']} ({machine['isa'] or 'no engine'})"
+        f"{result.model}: {batch}, {settings['threads']} threads, {machine['cpu']} ({machine['isa'] or 'no engine'})"
         + "".join(f", {accelerator['name']}" for accelerator in machine["accelerators"])
     )
     for item in result.agreement:
@@ -158,11 +159,14 @@ def print_benchmark(result: BenchmarkResult) -> None:
         title=f"{settings['rounds']} rounds, in turn, after {settings['warmup']} to warm up", title_justify="left"
     )
     table.add_column("")
-    for heading in ("p50 ms", "p90 ms", "p99 ms", "samples/s", "tokens/s"):
+    for heading in ("p50 ms", "p90 ms", "p99 ms", "samples/s", *(["tokens/s"] if tokens else [])):
         table.add_column(heading, justify="right")
     for row in result.candidates:
         times = (f"{value:.2f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms))
-        table.add_row(row.name, *times, f"{row.samples_per_s:.1f}", f"{row.tokens_per_s:.0f}")
+        rates = [f"{row.samples_per_s:.1f}"]
+        if row.tokens_per_s is not None:
+            rates.append(f"{row.tokens_per_s:.0f}")
+        table.add_row(row.name, *times, *rates)
     _stdout().print(table)
     if result.ratio is not None:
         say(f"{result.ratio:.2f} times as fast as {settings['against']} (median)")

@@ -105,20 +105,19 @@ class Scheduled(SystemUnderTest):
         loadgen: Any,
         *,
         limits: Limits,
-        workers: int = 1,
-        lanes: int = 1,
         by_length: bool = False,
     ) -> None:
-        """``workers`` and ``lanes``: see :class:`Scheduler`.
-
-        ``by_length`` puts the samples of one query in order of their lengths, for engines that pad.
-        """
+        """``by_length`` puts the samples of one query in order of their lengths, for engines that pad."""
         super().__init__(samples, loadgen)
         self._by_length = by_length
         self._lock = threading.Lock()
         self._lengths = samples.lengths.tolist()
         self._scheduler = Scheduler(
-            lambda _, batch: engine.run(batch), self._finish, limits, workers=workers, lanes=lanes
+            lambda _, batch: engine.run(batch),
+            self._finish,
+            limits,
+            workers=engine.workers,
+            lanes=engine.settings.load.lanes,
         )
 
     def issue(self, ids: list[int], indices: list[int]) -> None:

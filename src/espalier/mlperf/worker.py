@@ -127,8 +127,6 @@ def make_sut(engine: Any, samples: Samples, job: Job, loadgen: Any) -> SystemUnd
         samples,
         loadgen,
         limits=Limits(**job.limits),
-        workers=engine.workers,
-        lanes=engine.settings.load.lanes,
         by_length=job.scenario == "Offline" and engine.settings.padding == "longest",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import signal
@@ -29,6 +30,9 @@ except ImportError as error:
     ) from error
 
 log = logging.getLogger("espalier.serve")
+
+_YOUNG_OBJECTS = 20_000
+"""Made and not freed before the collector looks at them; some hundred requests under way have fewer."""
 
 
 class Server:
@@ -59,7 +63,7 @@ class Server:
                 rpc = RpcServer(self.service)
                 self.grpc_port = await rpc.start()
                 stack.push_async_callback(rpc.stop)
-            with _signals(self.stop):
+            with _signals(self.stop), _few_collections():
                 on_ready(self)
                 await self._stop.wait()
                 log.info("draining: not ready; what is under way is answered")
@@ -150,6 +154,23 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
         with contextlib.suppress(RuntimeError, ValueError):
             for kind in kinds:
                 loop.remove_signal_handler(kind)
+
+
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """Let the garbage collector be: it took a fifth of the time of a request.
+
+    What is loaded stays, so it need not be looked through again, and a request leaves next to no cycles behind.
+    """
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_YOUNG_OBJECTS, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 def _allow_many_connections() -> None:

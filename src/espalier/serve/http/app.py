@@ -93,7 +93,7 @@ def create_app(service: Service) -> ASGIApp:
     routes = []
     for operation in sorted(operations(service), key=lambda one: one.request is None):  # work first: found sooner
         endpoint = Endpoint(service, operation.name, operation.handler, openai=operation.tag == "OpenAI")
-        routes += [Route(path, endpoint.respond, methods=[operation.method]) for path in operation.paths]
+        routes += [Route(path, endpoint, methods=[operation.method]) for path in operation.paths]
     handlers: Any = {404: _unknown_address, 405: _wrong_method}
     return Guard(Starlette(routes=routes, exception_handlers=handlers), service.config.token)
 

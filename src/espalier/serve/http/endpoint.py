@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from espalier.errors import EspalierError
 from espalier.serve import status
@@ -37,7 +38,7 @@ Handler = Callable[[Call], Awaitable[Response]]
 
 
 class Endpoint:
-    """A handler with everything around it; Starlette is given :meth:`respond`."""
+    """A handler with everything around it: an ASGI application, without what Starlette wraps around functions."""
 
     def __init__(self, service: Service, name: str, handler: Handler, *, openai: bool = False) -> None:
         self._service = service
@@ -46,7 +47,12 @@ class Endpoint:
         self._openai = openai
         self._seconds = service.metrics.request_seconds.labels("http", name)
 
-    async def respond(self, request: Request) -> Response:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        response = await self._respond(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
         """Answer a request, whatever happens."""
         config = self._service.config
         call = Call(request, b"")
