@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import resource
 import signal
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from espalier.errors import ConfigError, MissingDependencyError
+from espalier.serve import collector
 from espalier.serve.config import ServerConfig
 from espalier.serve.service import Service
 
@@ -30,9 +30,6 @@ except ImportError as error:
     ) from error
 
 log = logging.getLogger("espalier.serve")
-
-_YOUNG_OBJECTS = 20_000
-"""Made and not freed before the collector looks at them; some hundred requests under way have fewer."""
 
 
 class Server:
@@ -63,7 +60,7 @@ class Server:
                 rpc = RpcServer(self.service)
                 self.grpc_port = await rpc.start()
                 stack.push_async_callback(rpc.stop)
-            with _signals(self.stop), _few_collections():
+            with _signals(self.stop):
                 on_ready(self)
                 await self._stop.wait()
                 log.info("draining: not ready; what is under way is answered")
@@ -114,8 +111,16 @@ class _Uvicorn(uvicorn.Server):
 
 
 def serve(config: ServerConfig, models: dict[str, Path], on_ready: Callable[[Server], None] = lambda _: None) -> None:
-    """Serve models by name until SIGTERM or SIGINT. Raises as :meth:`Server.run`."""
-    uvloop.run(Server(config).run(models, on_ready))
+    """Serve models by name until SIGTERM or SIGINT, in a process for nothing else. Raises as :meth:`Server.run`."""
+
+    def ready(server: Server) -> None:
+        collector.spare()
+        on_ready(server)
+
+    try:
+        uvloop.run(Server(config).run(models, ready))
+    finally:
+        collector.resume()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -154,23 +159,6 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
         with contextlib.suppress(RuntimeError, ValueError):
             for kind in kinds:
                 loop.remove_signal_handler(kind)
-
-
-@contextlib.contextmanager
-def _few_collections() -> Iterator[None]:
-    """Let the garbage collector be: it took a fifth of the time of a request.
-
-    What is loaded stays, so it need not be looked through again, and a request leaves next to no cycles behind.
-    """
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS, *thresholds[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 def _allow_many_connections() -> None:
