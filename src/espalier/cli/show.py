@@ -142,8 +142,8 @@ def _print_layers(report: dict[str, Any], *, times: bool) -> None:
 def print_benchmark(result: BenchmarkResult) -> None:
     """A benchmark: agreement, the figures, and the time by layer."""
     settings, machine = result.settings, result.machine
-    tokens = settings["tokens"] is not None
-    batch = f"{settings['samples']} " + (f"sequences, {settings['tokens']} tokens" if tokens else "samples")
+    samples, tokens = settings["samples"], settings["tokens"]
+    batch = f"batch of {samples}" + ("" if tokens is None else f", {tokens} tokens")
     say(
         f"{result.model}: {batch}, {settings['threads']} threads, {machine['cpu']} ({machine['isa'] or 'no engine'})"
         + "".join(f", {accelerator['name']}" for accelerator in machine["accelerators"])
@@ -159,7 +159,7 @@ def print_benchmark(result: BenchmarkResult) -> None:
         title=f"{settings['rounds']} rounds, in turn, after {settings['warmup']} to warm up", title_justify="left"
     )
     table.add_column("")
-    for heading in ("p50 ms", "p90 ms", "p99 ms", "samples/s", *(["tokens/s"] if tokens else [])):
+    for heading in ("p50 ms", "p90 ms", "p99 ms", "samples/s", *([] if tokens is None else ["tokens/s"])):
         table.add_column(heading, justify="right")
     for row in result.candidates:
         times = (f"{value:.2f}" for value in (row.p50_ms, row.p90_ms, row.p99_ms))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -13,9 +12,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from espalier.serve import metrics, schema
-from espalier.serve.http.endpoint import Call, Endpoint, Handler
+from espalier.serve.http.endpoint import Call, Endpoint
 from espalier.serve.http.guard import Guard
-from espalier.serve.http.openapi import describe
+from espalier.serve.http.openapi import Operation, describe
 from espalier.serve.http.problems import HttpError, response_to
 from espalier.serve.http.tasks import Tasks
 from espalier.serve.http.v2 import OpenInference
@@ -23,20 +22,6 @@ from espalier.serve.service import Service
 
 # Everything is in the page itself; nothing is ever loaded from elsewhere.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
-
-
-@dataclass(frozen=True)
-class Operation:
-    """An address: its method, its handler, and the types of its bodies. ``name`` is its label in the metrics."""
-
-    name: str
-    method: str
-    paths: tuple[str, ...]
-    handler: Handler
-    summary: str
-    request: type | None = None
-    response: Any = None
-    tag: str = "server"
 
 
 def operations(service: Service) -> list[Operation]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
 import espalier
 from espalier.serve import schema
-
-if TYPE_CHECKING:
-    from espalier.serve.http.app import Operation
+from espalier.serve.http.endpoint import Handler
 
 _JSON = "application/json"
 _REFERENCES = "#/components/schemas/{name}"
@@ -25,6 +24,20 @@ _ERRORS = {
     "429": "Too much waits; Retry-After says when to try again", "500": "A bug; the server's log says more",
     "503": "The server is shutting down or not ready", "504": "No answer in time",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An address: its method, its handler, and the types of its bodies. ``name`` is its label in the metrics."""
+
+    name: str
+    method: str
+    paths: tuple[str, ...]
+    handler: Handler
+    summary: str
+    request: type | None = None
+    response: Any = None
+    tag: str = "server"
 
 
 def describe(operations: Sequence[Operation], *, secured: bool) -> dict[str, Any]:
