@@ -461,6 +461,13 @@ NB_MODULE(_native, m) {
           "add_dequantize",
           [](Holder& h, std::string name, int x) { return h.program.add_dequantize(std::move(name), x); }, "name"_a,
           "x"_a, "The floats that a quantised value stands for.")
+      .def(
+          "add_add8",
+          [](Holder& h, std::string name, int a, int b, bool relu, float scale, float zero) {
+            return h.program.add_add8(std::move(name), a, b, relu, {scale, zero});
+          },
+          "name"_a, "a"_a, "b"_a, "relu"_a, "scale"_a, "zero"_a,
+          "The sum of two quantised values, not negative with relu, quantised with this scale and zero.")
       .def("add_linear8", &add_linear8, "name"_a, "x"_a, "weight"_a, "bias"_a.none(), "residual"_a = -1,
            "act"_a = "identity", "out_scale"_a.none() = nb::none(), "out_zero"_a.none() = nb::none(),
            "window"_a.none() = nb::none(),

@@ -449,6 +449,9 @@ void Program::Execution::run_local(const Op& op, const Layout& where, int at, Ha
       return k_.quantize(x, bytes_of(y), features, groups, op.quantization ? &*op.quantization : nullptr);
     case OpKind::dequantize:
       return k_.dequantize(bytes_of(x), y, features, groups);
+    case OpKind::add8:
+      return k_.add8(bytes_of(x), bytes_of(panel(op.inputs[1], at, hand)), bytes_of(y), features, groups,
+                     op.unary == Unary::relu, *op.quantization);
     case OpKind::unary:
       return k_.unary(op.unary, x, y, features, groups);
     case OpKind::binary:

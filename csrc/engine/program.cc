@@ -177,6 +177,21 @@ int Program::add_dequantize(std::string name, int x) {
   return add(std::move(op), in.features, in.domain);
 }
 
+int Program::add_add8(std::string name, int a, int b, bool relu, const Quantization& out) {
+  const Value va = quantized_value(a), vb = quantized_value(b);
+  require(va.features == vb.features && va.domain == vb.domain, "the operands of an addition differ in shape");
+  check(out);
+  Op op;
+  op.kind = OpKind::add8;
+  op.name = std::move(name);
+  op.inputs = {a, b};
+  op.unary = relu ? Unary::relu : Unary::identity;
+  op.quantization = out;
+  const int id = add(std::move(op), va.features, va.domain, true);
+  values_.back().fixed = true;
+  return id;
+}
+
 int Program::add_linear8(std::string name, int x, Weight8 weight, const float* bias, int residual, Unary act,
                          const std::optional<Quantization>& out, const std::optional<Window>& window) {
   const bool floats =

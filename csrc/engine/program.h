@@ -38,6 +38,7 @@ enum class OpKind : std::uint8_t {
   linear,  // act(W x + b + residual)
   quantize,
   dequantize,
+  add8,     // act(a + b) of quantised values, quantised again
   linear8,  // linear over a quantised value, quantised or not
   layer_norm,
   unary,
@@ -98,7 +99,7 @@ struct Op {
   std::unique_ptr<Weight8> weight8;
   Buffer<float> bias;                        // linear, linear8: [M rounded up]
   bool residual = false;                     // linear, linear8: inputs[1] is added
-  std::optional<Quantization> quantization;  // quantize: empty means per token; linear8: of the result
+  std::optional<Quantization> quantization;  // quantize: empty means per token; linear8, add8: of the result
   std::optional<Window> window;              // linear, linear8, pool
   Unary unary = Unary::identity;
   Binary binary = Binary::add;
@@ -171,6 +172,7 @@ class Program {
   // `fixed`: one scale and zero (an integer in [0, 255]) for all tokens; without, each token gets its own.
   int add_quantize(std::string name, int x, const std::optional<Quantization>& fixed);
   int add_dequantize(std::string name, int x);
+  int add_add8(std::string name, int a, int b, bool relu, const Quantization& out);
   // x is a quantised value, and so is the result when `out` is given. A convolution wants one scale for all; of floats,
   // it gives each pixel's window its own.
   int add_linear8(std::string name, int x, Weight8 weight, const float* bias, int residual, Unary act,

@@ -159,6 +159,9 @@ struct KernelSet {
   // DynamicQuantizeLinear over its own features; the scale is NaN when a feature is not finite or the range overflows.
   void (*quantize)(const float* x, std::uint8_t* y, int features, int groups, const Quantization* fixed);
   void (*dequantize)(const std::uint8_t* x, float* y, int features, int groups);  // (q - zero) scale
+  // Quantised panels: y = a + b, with `relu` max(a + b, 0), as dequantize, binary, unary and quantize would have it.
+  void (*add8)(const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* y, int features, int groups, bool relu,
+               const Quantization& out);
   // x: [F][NB] in place of y allowed. y = (x - mean) / sqrt(var + epsilon) * gamma + beta over features; beta may be
   // null.
   void (*layer_norm)(const float* x, float* y, int features, int groups, const float* gamma, const float* beta,

@@ -24,5 +24,6 @@ constexpr KernelSet make_emulation(const char* name) {
   set.linear8 = &linear8<MAX_GROUPS>;
   set.quantize = &quantize_panel<MAX_GROUPS>;
   set.dequantize = &dequantize_panel;
+  set.add8 = &add8_panel<MAX_GROUPS>;
   return set;
 }

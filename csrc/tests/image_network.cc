@@ -1,9 +1,11 @@
 #include "image_network.h"
 
 #include <algorithm>
+#include <limits>
 
 using espalier::Binary;
 using espalier::Domain;
+using espalier::Quantization;
 using espalier::Unary;
 using espalier::Weight;
 using espalier::Weight8;
@@ -121,6 +123,20 @@ int Network::dequantize(int x) {
       out.x[i] = (static_cast<float>(out.q.q[i]) - out.q.zero[pixel]) * out.q.scale[pixel];
     }
     return out;
+  });
+}
+
+int Network::add8(int a, int b, bool relu, const Quantization& to) {
+  return add(program.add_add8("add8", a, b, relu, to), extent(a), [=](const Values& values, const Image&) {
+    const Map &p = values[size(a)], &q = values[size(b)];
+    Map out(p.features, p.pixels);
+    const auto value = [&](const Map& map, std::size_t i) {
+      const std::size_t pixel = i % size(map.pixels);
+      return (static_cast<float>(map.q.q[i]) - map.q.zero[pixel]) * map.q.scale[pixel];
+    };
+    for (std::size_t i = 0; i < out.count(); ++i)
+      out.x[i] = std::max(relu ? 0.0f : std::numeric_limits<float>::lowest(), value(p, i) + value(q, i));
+    return quantized(out, to);
   });
 }
 

@@ -49,6 +49,7 @@ class Network {
              const MaybeWindow& w = {});
   int quantize(int x, const MaybeQuantization& fixed);
   int dequantize(int x);
+  int add8(int a, int b, bool relu, const espalier::Quantization& to);
   int linear8(int x, int rows, espalier::WeightFormat8 format, double sparsity, int residual, espalier::Unary act,
               const MaybeQuantization& to = {}, const MaybeWindow& w = {});
   int max_pool(int x, const espalier::Window& w);

@@ -137,6 +137,8 @@ TEST(convolutions_of_static_integers) {
       n.store(n.linear8(x, rows, format, 0.0, -1, Unary::identity, {}, w), n.random.below(2));
       const int y = n.linear8(x, rows, format, 0.6, r, Unary::relu, to, w);
       n.store(n.dequantize(y), n.random.below(2));
+      const int sum = n.add8(y, n.quantize(r, Quantization{0.02f, 128.0f}), n.random.below(2), to);
+      n.store(n.dequantize(sum), n.random.below(2));
       const Window again = window(w.out, {3, 3}, {1, 1}, {1, 1}, {1, 1});
       n.store(n.linear8(y, channels(n.random), format, 0.3, -1, Unary::relu, {}, again), n.random.below(2));
     }

@@ -231,6 +231,8 @@ TEST(what_does_not_fit_is_refused) {
   CHECK_THROWS(p.add_quantize("q", q, std::nullopt), "reads a quantised value");
   CHECK_THROWS(p.add_dequantize("d", x), "reads one of floats");
   CHECK_THROWS(p.add_dequantize("d", 9), "does not exist");
+  CHECK_THROWS(p.add_add8("a", q, x, false, {1.0f, 0.0f}), "reads one of floats");
+  CHECK_THROWS(p.add_add8("a", q, q, false, {0.0f, 0.0f}), "scale must be positive");
   for (float scale : {0.0f, -1.0f, kNan, kInf})
     CHECK_THROWS(p.add_quantize("q", x, Quantization{scale, 0.0f}), "scale must be positive");
   for (float zero : {-1.0f, 256.0f, 0.5f, kNan})

@@ -53,7 +53,55 @@ void check_quantize(const KernelSet& k, const std::vector<float>& x, int feature
       CHECK(back[i] == kSentinel, k.name, ": dequantised outside its lanes");
 }
 
+// What a quantised panel stands for: [features][lanes].
+std::vector<float> floats_of(const Quantized& panel) {
+  std::vector<float> x(panel.q.size());
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const std::size_t lane = i % panel.scale.size();
+    x[i] = (static_cast<float>(panel.q[i]) - panel.zero[lane]) * panel.scale[lane];
+  }
+  return x;
+}
+
+// `fixed`: of the first operand; the second has scales of its own for each token.
+void check_add8(const KernelSet& k, Random& random, int features, int groups, bool relu, const Quantization& fixed,
+                const Quantization& out) {
+  const std::size_t count = round_rows(features) * static_cast<std::size_t>(k.lanes * k.max_groups);
+  const int lanes = k.lanes * groups;
+  std::vector<float> x = random.normals(count);
+  for (float& v : x) v *= 50.0f * fixed.scale;
+  const auto a = quantized(k, x, features, groups, &fixed);
+  const auto b = quantized(k, random.normals(count), features, groups, nullptr);
+  std::vector<std::uint8_t> y(quantized_bytes(k, features), 0xa5);
+  k.add8(a.data(), b.data(), y.data(), features, groups, relu, out);
+
+  std::vector<float> sum = floats_of(unpack(k, a.data(), features, lanes));
+  const std::vector<float> other = floats_of(unpack(k, b.data(), features, lanes));
+  for (std::size_t i = 0; i < sum.size(); ++i) sum[i] = std::max(relu ? 0.0f : -kInf, sum[i] + other[i]);
+  const Quantized want = espalier::reference::quantize(sum.data(), features, lanes, lanes, &out);
+  const Quantized got = unpack(k, y.data(), features, lanes);
+  CHECK(got.q == want.q && got.scale == want.scale && got.zero == want.zero, k.name, ": the sum of ", features,
+        " features in ", groups, " groups is another");
+  bool untouched = true;
+  const std::size_t nb = static_cast<std::size_t>(k.lanes * k.max_groups);
+  for (std::size_t i = 0; i < y.size(); ++i)
+    if (i / 4 % nb >= static_cast<std::size_t>(lanes)) untouched &= y[i] == 0xa5;
+  CHECK(untouched, k.name, ": added outside its lanes");
+}
+
 }  // namespace
+
+TEST(sums_are_those_of_floats_rounded_again) {
+  Random random(61);
+  for (const KernelSet* k : kernel_sets_and_emulations())
+    for (int features : {1, 3, 4, 7, 64})
+      for (int groups = 1; groups <= k->max_groups; ++groups)
+        for (bool relu : {false, true})
+          for (const float zero : {0.0f, 117.0f, 255.0f}) {
+            check_add8(*k, random, features, groups, relu, {0.02f, 128.0f}, {0.031f, zero});
+            check_add8(*k, random, features, groups, relu, {3e38f, zero}, {0.5f, 3.0f});  // sums that overflow
+          }
+}
 
 TEST(every_width_and_number_of_features) {
   Random random(60);

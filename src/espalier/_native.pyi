@@ -127,6 +127,9 @@ class Program:
     def add_dequantize(self, name: str, x: int) -> int:
         """The floats that a quantised value stands for."""
 
+    def add_add8(self, name: str, a: int, b: int, relu: bool, scale: float, zero: float) -> int:
+        """The sum of two quantised values, not negative with relu, quantised with this scale and zero."""
+
     def add_linear8(
         self,
         name: str,

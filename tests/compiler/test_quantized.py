@@ -118,6 +118,43 @@ def test_integers_are_made_where_their_value_is() -> None:
     assert quantisations(check(b.done(*readers, b.linear(total)))) == 3
 
 
+def operations(program: NativeProgram, kind: str) -> list[str]:
+    return [row.name for row in program.profile() if row.name.startswith(kind)]
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("after", [(0.04, np.uint8(0)), (0.04, np.int8(-20))])
+def test_sums_of_integers_that_are_rounded_again(after: Any, relu: bool) -> None:
+    b = Builder()
+    left, right = b.rounded(b.linear("x")), b.rounded("x", (0.05, np.int8(3)))
+    total = b.node("Add", [left, right], FEATURES)
+    if relu:
+        total = b.node("Activation", [total], FEATURES, kind="relu")
+    again = b.node("Add", [b.rounded(total, after), right], FEATURES)
+    last = b.rounded(again)
+    program = check(b.done(b.linear(total, static=after), last))
+    assert set(operations(program, "fakequantize")) == {last}  # the output has floats, and no operand
+    assert len(operations(program, "add") + operations(program, "activation")) == 2
+    assert operations(program, "quantize:") == ["quantize:x", "quantize:x"]
+
+
+@pytest.mark.parametrize("read", ["output", "other integers", "another activation", "one operand"])
+def test_sums_that_somebody_reads_as_floats(read: str) -> None:
+    b = Builder()
+    left, right = b.rounded(b.linear("x")), b.rounded("x")
+    total = b.node("Add", [left, "x" if read == "one operand" else right], FEATURES)
+    outputs = [b.rounded(total)]
+    if read == "output":
+        outputs.append(total)
+    if read == "other integers":
+        outputs.append(b.linear(total, static=(0.05, np.uint8(7))))
+    if read == "another activation":
+        outputs = [b.rounded(b.node("Activation", [total], FEATURES, kind="gelu"))]
+    program = check(b.done(*outputs))
+    assert left in operations(program, "fakequantize")
+    assert operations(program, "quantize:add") or read == "another activation"
+
+
 def test_unstructured_zeros_may_run_as_floats() -> None:
     b = Builder()
     weight = RANDOM.integers(1, 127, (64, FEATURES)) * (RANDOM.random((64, FEATURES)) < 0.05)

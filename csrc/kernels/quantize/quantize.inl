@@ -79,6 +79,47 @@ void quantize_panel(const float* x, std::uint8_t* y, int features, int groups, c
   if constexpr (R > 1) quantize_panel<R - 1>(x, y, features, groups, fixed);
 }
 
+// What dequantize, an addition and quantize would do one after the other, without the floats in between.
+template <int R = MAX_GROUPS>
+void add8_panel(const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* y, int features, int groups, bool relu,
+                const Quantization& out) {
+  if (groups == R) {
+    struct Operand {
+      const std::uint8_t* from;
+      V scale[R], zero[R];
+      Operand(const std::uint8_t* panel, int features) : from(panel) {
+        UNROLL for (int r = 0; r < R; ++r) {
+          scale[r] = V::load(scales_of(panel, features) + r * V::lanes);
+          zero[r] = V::load(zeros_of(panel, features) + r * V::lanes) + V::splat(kZeroShift);
+        }
+      }
+    };
+    const Operand p(a, features), q(b, features);
+    const V least = V::splat(relu ? 0.0f : -__builtin_inff());
+    V scale[R], zero[R];
+    fixed_parameters(out, scale, zero);
+    for (long at = 0; at < quantized_bytes(features); at += kFeatureBlock * NB) {
+      UNROLL for (int r = 0; r < R; ++r) {
+        const long word = at + r * V::lanes * kFeatureBlock;
+        const I x = flip(I::load(p.from + word)), z = flip(I::load(q.from + word));
+        const auto value = [&](const Operand& of, I byte) {
+          return (to_float(byte & I::splat(255)) - of.zero[r]) * of.scale[r];
+        };
+        const auto byte = [&](I u, I v) {
+          const V sum = max(least, value(p, u) + value(q, v));
+          return to_int(to_range(round(sum / scale[r]) + zero[r]));
+        };
+        const I result = byte(x, z) | shift_left<8>(byte(shift_right<8>(x), shift_right<8>(z))) |
+                         shift_left<16>(byte(shift_right<16>(x), shift_right<16>(z))) |
+                         shift_left<24>(byte(shift_right<24>(x), shift_right<24>(z)));
+        flip(result).store(y + word);
+      }
+    }
+    return store_parameters(y, features, scale, zero);
+  }
+  if constexpr (R > 1) add8_panel<R - 1>(a, b, y, features, groups, relu, out);
+}
+
 void dequantize_panel(const std::uint8_t* x, float* y, int features, int groups) {
   for (int g = 0; g < groups; ++g) {
     const V scale = V::load(scales_of(x, features) + g * V::lanes);

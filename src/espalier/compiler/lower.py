@@ -66,6 +66,23 @@ class _Shown:
 
 
 @dataclass
+class _Rounded:
+    """Integers whose floats nobody has asked for yet."""
+
+    integers: _Value
+    label: str
+
+
+@dataclass
+class _RoundedSum:
+    """The sum of two of them, to be rounded as ``after`` says behind the activation that reads it."""
+
+    left: _Value
+    right: _Value
+    after: Static
+
+
+@dataclass
 class _Sum:
     """Embedding rows to be added up, not emitted yet."""
 
@@ -84,7 +101,7 @@ class Lowering:
         self.plumbing = masks_of(graph, exact_padding=exact_padding)
         self.layers: list[Layer] = []
         self._consumers = graph.consumers()
-        self._values: dict[str, _Value | _Sum | _Linear] = {}
+        self._values: dict[str, _Value | _Sum | _Linear | _Rounded | _RoundedSum] = {}
         self._shown: dict[str, _Shown] = {}
         self._index_inputs: dict[str, int] = {}
         self._bias_inputs: dict[str, int] = {}
@@ -143,6 +160,11 @@ class Lowering:
             value = self._emit_sum(name, value)
         elif isinstance(value, _Linear):
             value = self._emit_linear(value, name)
+        elif isinstance(value, _Rounded):
+            value = self._floats_of(value)
+            self._define(name, value)
+        elif isinstance(value, _RoundedSum):
+            raise GraphError(f"{name!r} is read by something other than the activation behind it")
         return value
 
     def _whole(self, name: str) -> _Value:
@@ -318,14 +340,19 @@ class Lowering:
         return known
 
     def _rounded(self, node: Node, source: str) -> _Value:
-        """The input of a QLinear or FakeQuantize as its integers have it, in floats."""
-        x = self._quantize(source, self._static(node))
-        return self._new(self.program.add_dequantize(self._label(node), x.id), x.lanes, x.width)
+        """The input of a QLinear as its integers have it, in floats."""
+        return self._floats_of(_Rounded(self._quantize(source, self._static(node)), self._label(node)))
+
+    def _floats_of(self, rounded: _Rounded) -> _Value:
+        x = rounded.integers
+        return self._new(self.program.add_dequantize(rounded.label, x.id), x.lanes, x.width)
 
     def _lower_fakequantize(self, node: Node) -> None:
-        static = self._static(node)
-        self._define(node.outputs[0], self._rounded(node, node.inputs[0]))
-        self._quantized[node.outputs[0], static] = self._quantize(node.inputs[0], static)
+        name, static = node.outputs[0], self._static(node)
+        integers = self._quantized[name, static] = self._quantize(node.inputs[0], static)
+        self._values[name] = _Rounded(integers, self._label(node))
+        if name in self._stores:
+            self._value(name)
 
     def _rounding_after(self, name: str) -> Static | None:
         """The scale and zero point of all who read ``name``, if they have the same and nobody reads it as floats."""
@@ -348,6 +375,9 @@ class Lowering:
         pending = self._values.get(node.inputs[0])
         if isinstance(pending, _Linear):
             self._emit_linear(pending, node.outputs[0], kind)
+            return
+        if isinstance(pending, _RoundedSum):
+            self._emit_rounded_sum(node, pending, relu=True)
             return
         x = self._whole(node.inputs[0])
         self._define(
@@ -373,7 +403,36 @@ class Lowering:
         return None
 
     def _absorb_add(self, node: Node, a: str, b: str) -> bool:
-        return self._add_sums(node, a, b) or self._add_residual(node, a, b) or self._add_residual(node, b, a)
+        return (
+            self._add_sums(node, a, b)
+            or self._add_rounded(node, a, b)
+            or self._add_residual(node, a, b)
+            or self._add_residual(node, b, a)
+        )
+
+    def _add_rounded(self, node: Node, a: str, b: str) -> bool:
+        """Add integers, where the sum is rounded again: between them nobody needs floats."""
+        x, y, result = self._values.get(a), self._values.get(b), node.outputs[0]
+        if not (isinstance(x, _Rounded) and isinstance(y, _Rounded)):
+            return False
+        left, right, readers = x.integers, y.integers, self._consumers.get(result, [])
+        if left.lanes != right.lanes or left.width != right.width:
+            return False
+        relu = len(readers) == 1 and readers[0].op == "Activation" and readers[0].attrs["kind"] == "relu"
+        after = self._rounding_after(readers[0].outputs[0] if relu else result)
+        if after is None or result in self._stores:
+            return False
+        pending = _RoundedSum(left, right, after)
+        if relu:
+            self._values[result] = pending
+        else:
+            self._emit_rounded_sum(node, pending, relu=False)
+        return True
+
+    def _emit_rounded_sum(self, node: Node, pending: _RoundedSum, *, relu: bool) -> None:
+        left, right = pending.left, pending.right
+        id_ = self.program.add_add8(self._label(node), left.id, right.id, relu, *pending.after)
+        self._quantized[node.outputs[0], pending.after] = _Value(id_, left.lanes, 0, left.width, True)
 
     def _add_sums(self, node: Node, a: str, b: str) -> bool:
         x, y = self._values.get(a), self._values.get(b)
