@@ -13,6 +13,8 @@ from espalier.gpu.device import LANES, is_gpu
 if TYPE_CHECKING:
     from espalier.session import Model, Session
 
+TOLERANCE_8_BITS = 0.2
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadSettings:
@@ -60,7 +62,7 @@ class LoadSettings:
         """The largest error that the arithmetic explains, relative to the largest output (at least 1)."""
         if not self.is_gpu or self.precision == "fp32":
             return 2e-4
-        return 0.2 if self.calibration is not None else 0.05
+        return TOLERANCE_8_BITS if self.calibration is not None else 0.05
 
     def open(self, model: Model) -> Session:
         """Load ``model``. Raises what :func:`espalier.load` raises."""

@@ -56,6 +56,23 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return writer.write(encoder(), tmp_path_factory.mktemp("models") / "tiny.onnx")
 
 
+@pytest.fixture(scope="session")
+def model8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with its linear layer in 8 bits."""
+    graph = encoder()
+    weight = graph.constants.pop("w")
+    scale = np.float32(np.abs(weight).max() / 127)
+    parts = {
+        "w8": np.round(weight / scale).astype(np.int8), "w8.scale": np.full(FEATURES, scale), "w8.zero": np.int8(0),
+        "bias": np.zeros(FEATURES, np.float32), "d.scale": np.float32(0.02), "d.zero": np.uint8(128),
+    }  # fmt: skip
+    graph.constants |= {name: np.asarray(value) for name, value in parts.items()}
+    graph.types |= {name: TensorType(str(array.dtype), array.shape) for name, array in graph.constants.items()}
+    (layer,) = (node for node in graph.nodes if node.op == "Linear")
+    layer.op, layer.inputs, layer.attrs = "QLinear", ["d", *parts], {"activations": "static"}
+    return writer.write(graph, tmp_path_factory.mktemp("models") / "tiny8.onnx")
+
+
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
     path = tmp_path / "in.npz"

@@ -87,6 +87,12 @@ def test_benchmark_json_is_pure_and_complete(run_json: RunJson, model: Path) -> 
     assert str(model.parent) not in json.dumps(said)
 
 
+def test_benchmark_allows_for_the_roundings_of_8_bits(run_json: RunJson, model: Path, model8: Path) -> None:
+    for path, tolerance in ((model, 2e-4), (model8, 0.2)):
+        said = run_json("benchmark", path, "--against", "onnxruntime", *BENCHMARK, "--json")
+        assert (said["agrees"], said["settings"]["tolerance"]) == (True, tolerance)
+
+
 def test_benchmark_json_to_a_file_keeps_the_table(run: Run, model: Path, tmp_path: Path) -> None:
     result = run("benchmark", model, *BENCHMARK, "--json", "result.json")
     assert result.exit_code == 0, result.output
