@@ -130,6 +130,7 @@ struct Program::Execution {
   void run_local(const Op& op, const Layout& layout, int panel, Hand& hand);
   void linear_tile(const Op& op, const Layout& layout, int panel, const float* x, int first_row, int last_row,
                    Hand& hand);
+  Quantization window_parameters(const Op& op, const Layout& layout, int panel, const Hand& hand) const;
   const float* linear_input(const Op& op, const Layout& layout, int panel, float* work, Hand& hand);
   void embed(const Op& op, const Layout& layout, int panel, Hand& hand);
   void load(const Op& op, const Layout& layout, int panel, Hand& hand);

@@ -11,7 +11,7 @@ namespace espalier {
 // What linear_input and pool need for a panel.
 std::size_t Program::Execution::window_floats(const Op& op) const {
   const Value& in = value(op.inputs[0]);
-  int rows = in.features;
+  int rows = in.quantized ? ceil_div(in.features, kFeatureBlock) : in.features;
   if (op.kind != OpKind::pool) {
     const int inputs = window_inputs(in, *op.window);
     const int quantized = stored_features({inputs, in.domain, true, true});
@@ -45,13 +45,10 @@ const float* Program::Execution::linear_input(const Op& op, const Layout& where,
   const std::ptrdiff_t step =
       static_cast<std::ptrdiff_t>(inputs / op.window->taps() / (in.quantized ? kFeatureBlock : 1)) * nb_;
   hand.edge.fill(0.0f);
-  float scale = 0.0f, zero = 0.0f;
-  if (in.quantized) {  // the same scale and zero stand in every lane of every panel
-    const int sequence =
-        where.item_at[static_cast<std::size_t>(at) * static_cast<std::size_t>(nb_)] / where.domain.lanes;
-    const float* x = panel(op.inputs[0], layout(in.domain).panel(sequence, 0, k_.lanes), hand);
-    scale = x[static_cast<std::ptrdiff_t>(rows) * nb_], zero = x[static_cast<std::ptrdiff_t>(rows + 1) * nb_];
-    std::memset(hand.edge.data(), static_cast<int>(zero), sizeof hand.edge);
+  Quantization parameters;
+  if (in.quantized) {
+    parameters = window_parameters(op, where, at, hand);
+    std::memset(hand.edge.data(), static_cast<int>(parameters.zero), sizeof hand.edge);
   }
   float* y = work;
   hand.from = &layout(in.domain);
@@ -61,14 +58,23 @@ const float* Program::Execution::linear_input(const Op& op, const Layout& where,
     std::fill(y + static_cast<std::ptrdiff_t>(rows) * nb_, y + step, 0.0f);
   }
   if (in.quantized) {
-    std::fill_n(y, nb_, scale);
-    std::fill_n(y + nb_, nb_, zero);
+    std::fill_n(y, nb_, parameters.scale);
+    std::fill_n(y + nb_, nb_, parameters.zero);
   } else if (op.kind == OpKind::linear8) {
     y += kSlack;
     k_.quantize(work, bytes_of(y), inputs, where.groups(at), nullptr);
     return y;
   }
   return work;
+}
+
+// Of a quantised value that a window reads: the same scale and zero stand in every lane of every panel.
+Quantization Program::Execution::window_parameters(const Op& op, const Layout& where, int at, const Hand& hand) const {
+  const Value& in = value(op.inputs[0]);
+  const int sequence = where.item_at[static_cast<std::size_t>(at) * static_cast<std::size_t>(nb_)] / where.domain.lanes;
+  const float* x = panel(op.inputs[0], layout(in.domain).panel(sequence, 0, k_.lanes), hand) +
+                   static_cast<std::ptrdiff_t>(ceil_div(in.features, kFeatureBlock)) * nb_;
+  return {x[0], x[nb_]};
 }
 
 // The lanes of a panel as strips of neighbouring pixels of one row of an image.
@@ -187,16 +193,27 @@ void Program::Execution::spread(const Op& op, const Layout& where, int at, Hand&
 void Program::Execution::pool(const Op& op, const Layout& where, int at, Hand& hand) {
   const Window& w = *op.window;
   const int features = value(op.output).features, groups = where.groups(at);
-  const bool mean = op.binary == Binary::add;
-  const float start = mean ? 0.0f : -std::numeric_limits<float>::infinity();
+  const bool mean = op.binary == Binary::add, integers = value(op.output).quantized;
+  const int rows = integers ? ceil_div(features, kFeatureBlock) : features;
+  float start = mean ? 0.0f : -std::numeric_limits<float>::infinity();
+  if (integers) std::memset(&start, k_.signed_bytes ? 0x80 : 0, sizeof start);
   float* y = panel(op.output, at, hand);
   hand.edge.fill(start);
-  for (std::ptrdiff_t f = 0; f < features; ++f) std::fill_n(y + f * nb_, groups * k_.lanes, start);
+  for (std::ptrdiff_t f = 0; f < rows; ++f) std::fill_n(y + f * nb_, groups * k_.lanes, start);
   hand.from = &layout(value(op.inputs[0]).domain);
   find_strips(op, where, at, hand);
   for (int tap = 0; tap < w.taps(); ++tap) {
-    gather(op, tap, features, hand.work, hand);
-    k_.binary(op.binary, y, hand.work, y, features, groups, false, 1);
+    gather(op, tap, rows, hand.work, hand);
+    if (integers)
+      k_.max8(bytes_of(y), bytes_of(hand.work), bytes_of(y), features, groups);
+    else
+      k_.binary(op.binary, y, hand.work, y, features, groups, false, 1);
+  }
+  if (integers) {
+    const Quantization parameters = window_parameters(op, where, at, hand);
+    y += static_cast<std::ptrdiff_t>(rows) * nb_;
+    std::fill_n(y, groups * k_.lanes, parameters.scale);
+    std::fill_n(y + nb_, groups * k_.lanes, parameters.zero);
   }
   if (!mean) return;
   // How many inputs the window of each lane has within the image.

@@ -61,6 +61,10 @@ const Value& Program::quantized_value(int id) const {
   return value;
 }
 
+bool Program::is_quantized(int id) const {
+  return id >= 0 && id < static_cast<int>(values_.size()) && values_[static_cast<std::size_t>(id)].quantized;
+}
+
 int Program::add(Op op, int features, Domain domain, bool quantized) {
   require(!finished_, "the program is finished; nothing can be added");
   require(features > 0, "a value must have at least one feature");
@@ -194,8 +198,7 @@ int Program::add_add8(std::string name, int a, int b, bool relu, const Quantizat
 
 int Program::add_linear8(std::string name, int x, Weight8 weight, const float* bias, int residual, Unary act,
                          const std::optional<Quantization>& out, const std::optional<Window>& window) {
-  const bool floats =
-      window && x >= 0 && x < static_cast<int>(values_.size()) && !values_[static_cast<std::size_t>(x)].quantized;
+  const bool floats = window && !is_quantized(x);
   const Value in = floats ? float_value(x) : quantized_value(x);
   const int rows = weight.packed().rows;
   require(!window || floats || in.fixed, "a convolution of a quantised value needs one scale and zero point for all");
@@ -285,7 +288,9 @@ int Program::add_spread(std::string name, int x, Domain domain) {
 }
 
 int Program::add_pool(std::string name, int x, const Window& window, Binary binary, bool count_edges) {
-  const Value in = float_value(x);
+  const bool integers = binary == Binary::max && is_quantized(x);
+  const Value in = integers ? quantized_value(x) : float_value(x);
+  require(!integers || in.fixed, "a pool of a quantised value needs one scale and zero point for all");
   Op op;
   op.kind = OpKind::pool;
   op.name = std::move(name);
@@ -293,7 +298,9 @@ int Program::add_pool(std::string name, int x, const Window& window, Binary bina
   op.window = window;
   op.binary = binary;
   op.argument = count_edges;
-  return add(std::move(op), in.features, domain_after(in, window));
+  const int id = add(std::move(op), in.features, domain_after(in, window), integers);
+  values_.back().fixed = integers;
+  return id;
 }
 
 int Program::add_max_pool(std::string name, int x, const Window& window) {

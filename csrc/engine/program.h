@@ -45,7 +45,7 @@ enum class OpKind : std::uint8_t {
   binary,   // with a value or with a constant per feature
   concat,   // features of several values, one after the other
   spread,   // sequence -> token or pixel: the same for each lane of a sequence
-  pool,     // pixel -> pixel: the largest, or the mean, of a window
+  pool,     // pixel -> pixel: the largest, of integers too, or the mean, of a window
   softmax,  // over features
   l2_normalize,
   attention,  // token -> token, within each sequence
@@ -226,6 +226,7 @@ class Program {
   Domain domain_after(const Value& in, const std::optional<Window>& window) const;  // throws where they do not fit
   const Value& float_value(int id) const;                                           // throws when there is none
   const Value& quantized_value(int id) const;
+  bool is_quantized(int id) const;
   void begin_linear(Op& op, const Value& in, int rows, int columns, const float* bias, int residual, Unary act) const;
   void check_batch(const Batch& batch) const;
   std::vector<Segment> segments() const;

@@ -162,6 +162,8 @@ struct KernelSet {
   // Quantised panels: y = a + b, with `relu` max(a + b, 0), as dequantize, binary, unary and quantize would have it.
   void (*add8)(const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* y, int features, int groups, bool relu,
                const Quantization& out);
+  // The larger of each two integers of quantised panels with one scale and zero; y gets neither, and may be a.
+  void (*max8)(const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* y, int features, int groups);
   // x: [F][NB] in place of y allowed. y = (x - mean) / sqrt(var + epsilon) * gamma + beta over features; beta may be
   // null.
   void (*layer_norm)(const float* x, float* y, int features, int groups, const float* gamma, const float* beta,

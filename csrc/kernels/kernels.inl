@@ -29,6 +29,7 @@ constexpr KernelSet make_kernel_set(const char* name) {
   set.quantize = &quantize_panel<MAX_GROUPS>;
   set.dequantize = &dequantize_panel;
   set.add8 = &add8_panel<MAX_GROUPS>;
+  set.max8 = &max8_panel;
   set.layer_norm = &layer_norm_panel<MAX_GROUPS>;
   set.unary = &unary_panel;
   set.binary = &binary_panel;

@@ -25,5 +25,6 @@ constexpr KernelSet make_emulation(const char* name) {
   set.quantize = &quantize_panel<MAX_GROUPS>;
   set.dequantize = &dequantize_panel;
   set.add8 = &add8_panel<MAX_GROUPS>;
+  set.max8 = &max8_panel;
   return set;
 }

@@ -177,9 +177,21 @@ int Network::linear8(int x, int rows, WeightFormat8 format, double sparsity, int
 }
 
 int Network::max_pool(int x, const Window& w) {
+  const bool integers = program.values()[size(x)].quantized;
   return add(program.add_max_pool("max", x, w), w.out, [=](const Values& values, const Image&) {
     const Map& in = values[size(x)];
     Map out(in.features, area(w.out));
+    if (integers) {
+      out.q = {std::vector<int>(out.count()), std::vector<float>(size(out.pixels), in.q.scale[0]),
+               std::vector<float>(size(out.pixels), in.q.zero[0])};
+      for_taps(w, [&](int, int pixel, int row, int column) {
+        for (int f = 0; f < in.features && inside(w, row, column); ++f) {
+          int& q = out.q.q[size(f * out.pixels + pixel)];
+          q = std::max(q, in.q.q[size(f * in.pixels + row * w.in[1] + column)]);
+        }
+      });
+      return out;
+    }
     std::fill(out.x.begin(), out.x.end(), -kInf);
     for_taps(w, [&](int, int pixel, int row, int column) {
       for (int f = 0; f < in.features && inside(w, row, column); ++f)

@@ -162,6 +162,8 @@ TEST(pools) {
   for_windows(103, [](Network& n, const Window& w, int features) {
     const int x = n.load(features, w.in, n.random.below(2));
     n.store(n.max_pool(x, w), n.random.below(2));
+    const int q = n.quantize(x, Quantization{0.02f, static_cast<float>(n.random.below(256))});
+    n.store(n.dequantize(n.max_pool(q, w)), n.random.below(2));
     n.store(n.mean_pool(x, w, false), n.random.below(2));
     n.store(n.mean_pool(x, w, true), n.random.below(2));
   });
@@ -471,7 +473,8 @@ TEST(what_does_not_fit_is_refused) {
   CHECK_THROWS(conv8(99, 72, same), "does not exist");
   CHECK_THROWS(conv(x, 54, x, strided), "residual does not fit");
   CHECK_THROWS(conv(x, 54, q, same), "reads a quantised value");
-  CHECK_THROWS(p.add_max_pool("pool", q, same), "reads a quantised value");
+  CHECK_THROWS(p.add_max_pool("pool", each, same), "one scale and zero point for all");
+  CHECK_THROWS(p.add_mean_pool("pool", q, same, true), "reads a quantised value");
   CHECK_THROWS(p.add_mean_pool("pool", -1, same, true), "does not exist");
   CHECK_THROWS(p.add_concat("concat", {}), "at least one value");
   CHECK_THROWS(p.add_concat("concat", {x, q}), "reads a quantised value");

@@ -120,6 +120,16 @@ void add8_panel(const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* y, i
   if constexpr (R > 1) add8_panel<R - 1>(a, b, y, features, groups, relu, out);
 }
 
+// The integers alone: both operands have one scale and zero.
+void max8_panel(const std::uint8_t* a, const std::uint8_t* b, std::uint8_t* y, int features, int groups) {
+  for (long at = 0; at < quantized_bytes(features); at += kFeatureBlock * NB) {
+    for (int g = 0; g < groups; ++g) {
+      const long word = at + g * V::lanes * kFeatureBlock;
+      flip(max_bytes(flip(I::load(a + word)), flip(I::load(b + word)))).store(y + word);
+    }
+  }
+}
+
 void dequantize_panel(const std::uint8_t* x, float* y, int features, int groups) {
   for (int g = 0; g < groups; ++g) {
     const V scale = V::load(scales_of(x, features) + g * V::lanes);

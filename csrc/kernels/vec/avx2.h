@@ -58,6 +58,7 @@ struct I {
 inline I operator+(I a, I b) { return {_mm256_add_epi32(a.r, b.r)}; }
 inline I operator-(I a, I b) { return {_mm256_sub_epi32(a.r, b.r)}; }
 inline I operator*(I a, I b) { return {_mm256_mullo_epi32(a.r, b.r)}; }
+inline I max_bytes(I a, I b) { return {_mm256_max_epu8(a.r, b.r)}; }  // without a sign
 inline I operator|(I a, I b) { return {_mm256_or_si256(a.r, b.r)}; }
 inline I operator&(I a, I b) { return {_mm256_and_si256(a.r, b.r)}; }
 inline I operator^(I a, I b) { return {_mm256_xor_si256(a.r, b.r)}; }

@@ -62,6 +62,7 @@ struct I {
 inline I operator+(I a, I b) { return {_mm512_add_epi32(a.r, b.r)}; }
 inline I operator-(I a, I b) { return {_mm512_sub_epi32(a.r, b.r)}; }
 inline I operator*(I a, I b) { return {_mm512_mullo_epi32(a.r, b.r)}; }
+inline I max_bytes(I a, I b) { return {_mm512_max_epu8(a.r, b.r)}; }  // without a sign
 inline I operator|(I a, I b) { return {_mm512_or_si512(a.r, b.r)}; }
 inline I operator&(I a, I b) { return {_mm512_and_si512(a.r, b.r)}; }
 inline I operator^(I a, I b) { return {_mm512_xor_si512(a.r, b.r)}; }

@@ -52,6 +52,9 @@ struct I {
 inline I operator+(I a, I b) { return {vaddq_s32(a.r, b.r)}; }
 inline I operator-(I a, I b) { return {vsubq_s32(a.r, b.r)}; }
 inline I operator*(I a, I b) { return {vmulq_s32(a.r, b.r)}; }
+inline I max_bytes(I a, I b) {  // without a sign
+  return {vreinterpretq_s32_u8(vmaxq_u8(vreinterpretq_u8_s32(a.r), vreinterpretq_u8_s32(b.r)))};
+}
 inline I operator|(I a, I b) { return {vorrq_s32(a.r, b.r)}; }
 inline I operator&(I a, I b) { return {vandq_s32(a.r, b.r)}; }
 inline I operator^(I a, I b) { return {veorq_s32(a.r, b.r)}; }

@@ -114,6 +114,13 @@ inline I operator-(I a, I b) {
 inline I operator*(I a, I b) {
   return each(a, b, [](std::uint32_t x, std::uint32_t y) { return x * y; });
 }
+inline I max_bytes(I a, I b) {  // without a sign
+  return each(a, b, [](std::uint32_t x, std::uint32_t y) {
+    std::uint32_t out = 0;
+    for (std::uint32_t mask = 255; mask != 0; mask <<= 8) out |= (x & mask) > (y & mask) ? x & mask : y & mask;
+    return out;
+  });
+}
 inline I operator|(I a, I b) {
   return each(a, b, [](std::uint32_t x, std::uint32_t y) { return x | y; });
 }

@@ -70,6 +70,7 @@ class _Rounded:
     """Integers whose floats nobody has asked for yet."""
 
     integers: _Value
+    static: Static | None
     label: str
 
 
@@ -341,16 +342,22 @@ class Lowering:
 
     def _rounded(self, node: Node, source: str) -> _Value:
         """The input of a QLinear as its integers have it, in floats."""
-        return self._floats_of(_Rounded(self._quantize(source, self._static(node)), self._label(node)))
+        static = self._static(node)
+        return self._floats_of(_Rounded(self._quantize(source, static), static, self._label(node)))
 
     def _floats_of(self, rounded: _Rounded) -> _Value:
         x = rounded.integers
         return self._new(self.program.add_dequantize(rounded.label, x.id), x.lanes, x.width)
 
     def _lower_fakequantize(self, node: Node) -> None:
-        name, static = node.outputs[0], self._static(node)
-        integers = self._quantized[name, static] = self._quantize(node.inputs[0], static)
-        self._values[name] = _Rounded(integers, self._label(node))
+        static = self._static(node)
+        self._put_off_floats(node, self._quantize(node.inputs[0], static), static)
+
+    def _put_off_floats(self, node: Node, integers: _Value, static: Static | None) -> None:
+        """The output of ``node`` is what ``integers`` stand for."""
+        name = node.outputs[0]
+        self._quantized[name, static] = integers
+        self._values[name] = _Rounded(integers, static, self._label(node))
         if name in self._stores:
             self._value(name)
 
@@ -567,18 +574,21 @@ class Lowering:
                 f"{node.op} {node.name!r} reads an image from tokens, which the engine keeps apart"
             )
 
-    def _pool_input(self, node: Node) -> tuple[_Value, Window]:
-        x, window = self._whole(node.inputs[0]), Window.of(node.attrs["window"])
-        self._check_window(node, window, x.lanes)
-        return x, window
-
     def _lower_maxpool(self, node: Node) -> None:
-        x, window = self._pool_input(node)
+        known, window = self._values.get(node.inputs[0]), Window.of(node.attrs["window"])
+        # Integers of one scale are in the order of their floats.
+        rounded = known if isinstance(known, _Rounded) and known.static is not None and window.always_sees else None
+        x = rounded.integers if rounded else self._whole(node.inputs[0])
+        self._check_window(node, window, x.lanes)
         id_ = self.program.add_max_pool(self._label(node), x.id, window.pairs)
-        self._define(node.outputs[0], self._new(id_, window.pixels, x.width))
+        if rounded:
+            self._put_off_floats(node, _Value(id_, window.pixels, 0, x.width, True), rounded.static)
+        else:
+            self._define(node.outputs[0], self._new(id_, window.pixels, x.width))
 
     def _lower_meanpool(self, node: Node) -> None:
-        x, window = self._pool_input(node)
+        x, window = self._whole(node.inputs[0]), Window.of(node.attrs["window"])
+        self._check_window(node, window, x.lanes)
         id_ = self.program.add_mean_pool(self._label(node), x.id, window.pairs, node.attrs["count_edges"])
         self._define(node.outputs[0], self._new(id_, window.pixels, x.width))
 

@@ -80,6 +80,16 @@ class Window:
         return self.result[0] * self.result[1]
 
     @property
+    def always_sees(self) -> bool:
+        """Whether every output reads some input, and not edges alone."""
+        for i in (0, 1):
+            taps = np.arange(self.kernel[i]) * self.dilation[i] - self.before[i]
+            at = np.arange(self.result[i])[:, None] * self.stride[i] + taps
+            if not ((at >= 0) & (at < self.source[i])).any(axis=1).all():
+                return False
+        return True
+
+    @property
     def is_whole_image(self) -> bool:
         """Whether every output reads just the input in its place."""
         return self.taps == 1 and self.stride == (1, 1) and self.before == (0, 0) and self.source == self.result
