@@ -209,3 +209,20 @@ def test_an_engine_faster_than_it_was_said_to_be_gets_more_queries() -> None:
     assert running._adjust("SingleStream", conf, step)
     assert conf["target_latency"] == pytest.approx(0.7 * 108)
     assert not running._adjust("SingleStream", conf, replace(step, problems=["the model file changed", *problems]))
+
+
+def test_an_audit_corrects_what_it_expects_too(
+    quick_results: Path, big_squad: Path, noop_model: Path, settings: MakeSettings
+) -> None:
+    """The machine may be faster by then than it was in the performance run."""
+    folder = quick_results / "noop-nothing" / "Offline"
+    shutil.rmtree(folder / "TEST01")
+    path = folder / "performance" / results.STEP
+    step = json.loads(path.read_text())
+    step["figures"]["user_conf"]["target_qps"] /= 30
+    path.write_text(json.dumps(step))
+    run(noop_model, settings(big_squad, quick_results, scenarios=("Offline",), audits=("TEST01",)))
+    audit = results.read_step(folder / "TEST01")
+    assert audit is not None
+    assert len(audit.figures["attempts"]) > 1
+    assert not any(problem.startswith("LoadGen") for problem in audit.problems)

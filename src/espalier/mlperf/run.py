@@ -311,16 +311,21 @@ class Runner:
                 search = self._search_rate(conf)
                 rate = search["valid"]
             conf["target_qps"] = rate
+        step = self._attempts(scenario, "performance", out, conf)
+        return replace(step, figures={**step.figures, "user_conf": conf, "search": search})
+
+    def _attempts(self, scenario: str, name: str, out: Path, conf: dict[str, float], **audit: Any) -> Step:
+        """Performance runs until one counts, each with the expectation in ``conf`` corrected by the one before."""
         attempts: list[dict[str, Any]] = []
         for _ in range(_MOST_ATTEMPTS):
-            step = self._attempt(scenario, "performance", out, conf)
+            step = self._attempt(scenario, name, out, conf, **audit)
             attempts.append(
                 {"expected": _expected(conf), "metric": step.figures.get("metric"), "problems": step.problems}
             )
             if step.valid or not _adjust(scenario, conf, step):
                 break
-            self._tell(f"{scenario} performance: {step.problems[0]}; once more with {_expected(conf):.4g}")
-        return replace(step, figures={**step.figures, "user_conf": conf, "attempts": attempts, "search": search})
+            self._tell(f"{scenario} {name}: {step.problems[0]}; once more with {_expected(conf):.4g}")
+        return replace(step, figures={**step.figures, "attempts": attempts})
 
     def _attempt(self, scenario: str, name: str, out: Path, conf: Mapping[str, float], **audit: Any) -> Step:
         """One performance run."""
@@ -407,7 +412,7 @@ class Runner:
         test = compliance.find_audit(audit)
         seeds = self.round.audit_seeds if test.alternative_seeds else self.round.seeds
         conf = self._durations() | dict(performance.figures["user_conf"])
-        step = self._attempt(scenario, audit, out, conf, audit=test.config, seeds=dict(seeds))
+        step = self._attempts(scenario, audit, out, conf, audit=test.config, seeds=dict(seeds))
         if step.valid:
             step = replace(step, problems=compliance.verify(test, base, out, self.library, self.benchmark))
         return step
