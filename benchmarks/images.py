@@ -1,7 +1,7 @@
 """ResNet-50's shape beside ONNX Runtime, DeepSparse and OpenVINO: interleaved, outputs checked before timing.
 
     python benchmarks/images.py                                    # everything; resumes where an earlier run stopped
-    python benchmarks/images.py --only 4x1-90 --batch 1 --engines onnxruntime,espalier --output /tmp/images.json
+    python benchmarks/images.py --only 4x1-90 --batch 1 --engines onnxruntime,espalier --output images.json
 
 The weights are random, so this measures speed and agreement between runtimes, never accuracy. ONNX Runtime runs the
 dense float32 model, and a quantised one beside it; the others run the row's model. Every convolution but the first is
