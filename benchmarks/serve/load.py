@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from espalier.serve.rpc.messages import SERVICE, message
+
 OUTPUTS_PARAMETERS = {"binary_data": True}
-INFER_PATH = "/inference.GRPCInferenceService/ModelInfer"
+INFER_PATH = f"/{SERVICE}/ModelInfer"
 REFUSED = (429, 503)
 TIMEOUT_S = 100.0
 Send = Callable[[int], Awaitable[int]]
@@ -305,8 +307,6 @@ class Grpc:
     @staticmethod
     def encode(model: str, feeds: dict[str, np.ndarray], output: str) -> bytes:
         """A request as gRPC has it on the wire: not compressed, its length, the message."""
-        from espalier.serve.rpc.messages import message
-
         request = message("ModelInferRequest")(model_name=model)
         request.outputs.add(name=output)
         for name, array in feeds.items():

@@ -8,10 +8,19 @@
 
 namespace espalier {
 
+namespace {
+
+// Of a panel: a feature of floats, or a block of quantised ones.
+int panel_rows(const Value& value) {
+  return value.quantized ? ceil_div(value.features, kFeatureBlock) : value.features;
+}
+
+}  // namespace
+
 // What linear_input and pool need for a panel.
 std::size_t Program::Execution::window_floats(const Op& op) const {
   const Value& in = value(op.inputs[0]);
-  int rows = in.quantized ? ceil_div(in.features, kFeatureBlock) : in.features;
+  int rows = panel_rows(in);
   if (op.kind != OpKind::pool) {
     const int inputs = window_inputs(in, *op.window);
     const int quantized = stored_features({inputs, in.domain, true, true});
@@ -40,7 +49,7 @@ void Program::Execution::for_pixels(const Layout& where, int at, F f) const {
 const float* Program::Execution::linear_input(const Op& op, const Layout& where, int at, float* work, Hand& hand) {
   if (!op.window) return panel(op.inputs[0], at, hand);
   const Value& in = value(op.inputs[0]);
-  const int rows = in.quantized ? ceil_div(in.features, kFeatureBlock) : in.features;
+  const int rows = panel_rows(in);
   const int inputs = window_inputs(in, *op.window);
   const std::ptrdiff_t step =
       static_cast<std::ptrdiff_t>(inputs / op.window->taps() / (in.quantized ? kFeatureBlock : 1)) * nb_;
@@ -73,7 +82,7 @@ Quantization Program::Execution::window_parameters(const Op& op, const Layout& w
   const Value& in = value(op.inputs[0]);
   const int sequence = where.item_at[static_cast<std::size_t>(at) * static_cast<std::size_t>(nb_)] / where.domain.lanes;
   const float* x = panel(op.inputs[0], layout(in.domain).panel(sequence, 0, k_.lanes), hand) +
-                   static_cast<std::ptrdiff_t>(ceil_div(in.features, kFeatureBlock)) * nb_;
+                   static_cast<std::ptrdiff_t>(panel_rows(in)) * nb_;
   return {x[0], x[nb_]};
 }
 
@@ -194,7 +203,7 @@ void Program::Execution::pool(const Op& op, const Layout& where, int at, Hand& h
   const Window& w = *op.window;
   const int features = value(op.output).features, groups = where.groups(at);
   const bool mean = op.binary == Binary::add, integers = value(op.output).quantized;
-  const int rows = integers ? ceil_div(features, kFeatureBlock) : features;
+  const int rows = panel_rows(value(op.output));
   float start = mean ? 0.0f : -std::numeric_limits<float>::infinity();
   if (integers) std::memset(&start, k_.signed_bytes ? 0x80 : 0, sizeof start);
   float* y = panel(op.output, at, hand);

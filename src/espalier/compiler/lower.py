@@ -7,13 +7,13 @@ the sum of embeddings, a linear layer with its activation or its residual.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from espalier.compiler.formats import Tuner
 from espalier.compiler.plumbing import HostFunction, Output, bias_function, host_function, masks_of, stores_of
+from espalier.compiler.values import Linear, Rounded, Shown, Static, Sum, Value
 from espalier.compiler.weights import Layer, Weights
 from espalier.errors import GraphError, InputShapeError, UnsupportedModelError
 from espalier.ir.graph import Graph, Node
@@ -24,71 +24,11 @@ from espalier.ir.stored import ScaledTable
 if TYPE_CHECKING:
     from espalier._native import Program, SparseMatrix
 
-Static = tuple[float, float]
-"""Scale and zero point of activations, the latter as unsigned integers have it."""
-
 ENGINE_ACTIVATIONS = frozenset(
     {"abs", "elu", "erf", "exp", "gelu", "gelu_tanh", "neg", "quick_gelu", "reciprocal", "relu", "sigmoid", "silu"}
     | {"softplus", "sqrt", "tanh"}
 )
 _BINARY = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Max": "max", "Min": "min"}
-
-
-@dataclass
-class _Value:
-    """A value in the engine: features ``[first, first + width)`` of the value ``id``.
-
-    ``lanes``: of each sequence; 0 for one per token.
-    """
-
-    id: int
-    lanes: int
-    first: int
-    width: int
-    whole: bool
-
-
-@dataclass(frozen=True)
-class _Linear:
-    """A linear layer that its reader may take over: one that adds a residual, one that applies an activation."""
-
-    node: Node
-    residual: int = -1
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """What a window shows of the value ``source``, for a linear layer to read."""
-
-    source: str
-    window: Window
-    align: int
-
-
-@dataclass
-class _Rounded:
-    """Integers whose floats nobody has asked for yet."""
-
-    integers: _Value
-    static: Static | None
-    label: str
-
-
-@dataclass
-class _RoundedSum:
-    """The sum of two of them, to be rounded as ``after`` says behind the activation that reads it."""
-
-    left: _Value
-    right: _Value
-    after: Static
-
-
-@dataclass
-class _Sum:
-    """Embedding rows to be added up, not emitted yet."""
-
-    tables: list[tuple[Any, np.ndarray | None, int]]
-    width: int
 
 
 class Lowering:
@@ -102,12 +42,12 @@ class Lowering:
         self.plumbing = masks_of(graph, exact_padding=exact_padding)
         self.layers: list[Layer] = []
         self._consumers = graph.consumers()
-        self._values: dict[str, _Value | _Sum | _Linear | _Rounded | _RoundedSum] = {}
-        self._shown: dict[str, _Shown] = {}
+        self._values: dict[str, Value | Sum | Linear | Rounded] = {}
+        self._shown: dict[str, Shown] = {}
         self._index_inputs: dict[str, int] = {}
         self._bias_inputs: dict[str, int] = {}
         self._producers = graph.producers()
-        self._quantized: dict[tuple[str, Static | None], _Value] = {}
+        self._quantized: dict[tuple[str, Static | None], Value] = {}
         self._weights = Weights(graph, tuner, threads=threads)
         self._features: dict[int, int] = {}
         self._stores = stores_of(graph, self._producers)
@@ -141,7 +81,7 @@ class Lowering:
             name in node.inputs[: 3 if node.op == "Attention" else None] for node in self._consumers.get(name, [])
         )
 
-    def _define(self, name: str, value: _Value) -> None:
+    def _define(self, name: str, value: Value) -> None:
         self._values[name] = value
         for store in self._stores.get(name, []):
             width = value.width if store.width is None else store.width
@@ -152,30 +92,28 @@ class Lowering:
                 Output(store.output, number, domain, width, store.squeeze, store.dtype, value.lanes, store.grid)
             )
 
-    def _value(self, name: str) -> _Value:
+    def _value(self, name: str) -> Value:
         """The engine value of ``name``, emitting what was put off."""
         value = self._values.get(name)
         if value is None:
             raise UnsupportedModelError(f"the engine cannot read {name!r}: it is not a tensor of tokens or sequences")
-        if isinstance(value, _Sum):
+        if isinstance(value, Sum):
             value = self._emit_sum(name, value)
-        elif isinstance(value, _Linear):
+        elif isinstance(value, Linear):
             value = self._emit_linear(value, name)
-        elif isinstance(value, _Rounded):
-            value = self._floats_of(value)
+        elif isinstance(value, Rounded):
+            value = self._floats_of(value.integers, value.label)
             self._define(name, value)
-        elif isinstance(value, _RoundedSum):
-            raise GraphError(f"{name!r} is read by something other than the activation behind it")
         return value
 
-    def _whole(self, name: str) -> _Value:
+    def _whole(self, name: str) -> Value:
         """The value of ``name`` as an engine value of its own."""
         value = self._value(name)
         if value.whole:
             return value
         return self._select_features(name, value)
 
-    def _select_features(self, name: str, value: _Value) -> _Value:
+    def _select_features(self, name: str, value: Value) -> Value:
         """A slice of features that something other than attention or an output reads: a 0/1 matrix picks it out."""
         from espalier import _native
 
@@ -185,16 +123,16 @@ class Lowering:
         matrix = _native.SparseMatrix.from_parts(value.width, total, rows, indices, np.ones(value.width, np.float32))
         weight = _native.Weight(matrix, "unstructured", self._chunk(matrix), self.tuner.isa)
         id_ = self.program.add_linear(f"{name}/slice", value.id, weight, None)
-        picked = _Value(id_, value.lanes, 0, value.width, True)
+        picked = Value(id_, value.lanes, 0, value.width, True)
         self._values[name] = picked
         return picked
 
     def _chunk(self, matrix: SparseMatrix) -> int:
         return next(chunk for name, chunk, _ in matrix.candidates(self.tuner.isa) if name == "unstructured")
 
-    def _new(self, id_: int, lanes: int, width: int) -> _Value:
+    def _new(self, id_: int, lanes: int, width: int) -> Value:
         self._features[id_] = width
-        return _Value(id_, lanes, 0, width, True)
+        return Value(id_, lanes, 0, width, True)
 
     def _load(self, name: str, lanes: int, features: Any, image: str = "") -> None:
         """A float input; with ``image`` the planes of that input become ``name``."""
@@ -257,7 +195,7 @@ class Lowering:
         else:
             array = np.asarray(constant)
             entry = (np.require(array, np.float32, ["C", "A"]), None, number)
-        self._values[node.outputs[0]] = _Sum([entry], int(constant.shape[1]))
+        self._values[node.outputs[0]] = Sum([entry], int(constant.shape[1]))
         self._settle(node.outputs[0])
 
     def _settle(self, name: str) -> None:
@@ -267,7 +205,7 @@ class Lowering:
             return
         self._value(name)
 
-    def _emit_sum(self, name: str, pending: _Sum) -> _Value:
+    def _emit_sum(self, name: str, pending: Sum) -> Value:
         value = self._new(self.program.add_embed(name, pending.tables), 0, pending.width)
         self._define(name, value)
         return value
@@ -275,13 +213,13 @@ class Lowering:
     def _lower_linear(self, node: Node) -> None:
         readers = self._consumers.get(node.outputs[0], [])
         if len(readers) == 1 and readers[0].op in ("Activation", "Add") and node.outputs[0] not in self._stores:
-            self._values[node.outputs[0]] = _Linear(node)  # fused with its reader
+            self._values[node.outputs[0]] = Linear(node)  # fused with its reader
             return
-        self._emit_linear(_Linear(node), node.outputs[0])
+        self._emit_linear(Linear(node), node.outputs[0])
 
     _lower_qlinear = _lower_linear
 
-    def _emit_linear(self, linear: _Linear, result: str, act: str = "identity") -> _Value:
+    def _emit_linear(self, linear: Linear, result: str, act: str = "identity") -> Value:
         from espalier import _native
 
         node = linear.node
@@ -301,7 +239,7 @@ class Lowering:
             id_ = self.program.add_linear8(layer.name, x.id, weight, bias, *operands, scale, zero, window)
             lanes = shown.window.pixels if shown else x.lanes
             if after:
-                value = self._quantized[result, after] = _Value(id_, lanes, 0, rows, True)
+                value = self._quantized[result, after] = Value(id_, lanes, 0, rows, True)
                 return value
         else:
             x = self._rounded(node, source) if node.op == "QLinear" else self._whole(source)
@@ -331,33 +269,31 @@ class Lowering:
         number = np.asarray(self.graph.constants[zero])
         return float(self.graph.constants[scale]), float(number) + (128.0 if number.dtype == np.int8 else 0.0)
 
-    def _quantize(self, name: str, static: Static | None) -> _Value:
+    def _quantize(self, name: str, static: Static | None) -> Value:
         """The integers of a value, made once for all who read it with the same scale and zero point."""
         known = self._quantized.get((name, static))
         if known is None:
             x = self._whole(name)
             id_ = self.program.add_quantize(f"quantize:{name}", x.id, *(static or ()))
-            known = self._quantized[name, static] = _Value(id_, x.lanes, 0, x.width, True)
+            known = self._quantized[name, static] = Value(id_, x.lanes, 0, x.width, True)
         return known
 
-    def _rounded(self, node: Node, source: str) -> _Value:
+    def _rounded(self, node: Node, source: str) -> Value:
         """The input of a QLinear as its integers have it, in floats."""
-        static = self._static(node)
-        return self._floats_of(_Rounded(self._quantize(source, static), static, self._label(node)))
+        return self._floats_of(self._quantize(source, self._static(node)), self._label(node))
 
-    def _floats_of(self, rounded: _Rounded) -> _Value:
-        x = rounded.integers
-        return self._new(self.program.add_dequantize(rounded.label, x.id), x.lanes, x.width)
+    def _floats_of(self, x: Value, label: str) -> Value:
+        return self._new(self.program.add_dequantize(label, x.id), x.lanes, x.width)
 
     def _lower_fakequantize(self, node: Node) -> None:
         static = self._static(node)
         self._put_off_floats(node, self._quantize(node.inputs[0], static), static)
 
-    def _put_off_floats(self, node: Node, integers: _Value, static: Static | None) -> None:
+    def _put_off_floats(self, node: Node, integers: Value, static: Static | None) -> None:
         """The output of ``node`` is what ``integers`` stand for."""
         name = node.outputs[0]
         self._quantized[name, static] = integers
-        self._values[name] = _Rounded(integers, static, self._label(node))
+        self._values[name] = Rounded(integers, static, self._label(node))
         if name in self._stores:
             self._value(name)
 
@@ -380,12 +316,11 @@ class Lowering:
         if kind not in ENGINE_ACTIVATIONS:
             raise UnsupportedModelError(f"the engine has no activation {kind!r}")
         pending = self._values.get(node.inputs[0])
-        if isinstance(pending, _Linear):
+        if isinstance(pending, Linear):
             self._emit_linear(pending, node.outputs[0], kind)
             return
-        if isinstance(pending, _RoundedSum):
-            self._emit_rounded_sum(node, pending, relu=True)
-            return
+        if self._lanes_of(node.outputs[0]):
+            return  # with the sum of integers that it reads
         x = self._whole(node.inputs[0])
         self._define(
             node.outputs[0], self._new(self.program.add_unary(self._label(node), x.id, kind), x.lanes, x.width)
@@ -420,44 +355,37 @@ class Lowering:
     def _add_rounded(self, node: Node, a: str, b: str) -> bool:
         """Add integers, where the sum is rounded again: between them nobody needs floats."""
         x, y, result = self._values.get(a), self._values.get(b), node.outputs[0]
-        if not (isinstance(x, _Rounded) and isinstance(y, _Rounded)):
+        if not (isinstance(x, Rounded) and isinstance(y, Rounded)):
             return False
         left, right, readers = x.integers, y.integers, self._consumers.get(result, [])
         if left.lanes != right.lanes or left.width != right.width:
             return False
         relu = len(readers) == 1 and readers[0].op == "Activation" and readers[0].attrs["kind"] == "relu"
-        after = self._rounding_after(readers[0].outputs[0] if relu else result)
+        last = readers[0] if relu else node
+        after = self._rounding_after(last.outputs[0])
         if after is None or result in self._stores:
             return False
-        pending = _RoundedSum(left, right, after)
-        if relu:
-            self._values[result] = pending
-        else:
-            self._emit_rounded_sum(node, pending, relu=False)
+        id_ = self.program.add_add8(self._label(last), left.id, right.id, relu, *after)
+        self._quantized[last.outputs[0], after] = Value(id_, left.lanes, 0, left.width, True)
         return True
-
-    def _emit_rounded_sum(self, node: Node, pending: _RoundedSum, *, relu: bool) -> None:
-        left, right = pending.left, pending.right
-        id_ = self.program.add_add8(self._label(node), left.id, right.id, relu, *pending.after)
-        self._quantized[node.outputs[0], pending.after] = _Value(id_, left.lanes, 0, left.width, True)
 
     def _add_sums(self, node: Node, a: str, b: str) -> bool:
         x, y = self._values.get(a), self._values.get(b)
-        if not (isinstance(x, _Sum) and isinstance(y, _Sum) and x.width == y.width):
+        if not (isinstance(x, Sum) and isinstance(y, Sum) and x.width == y.width):
             return False
-        self._values[node.outputs[0]] = _Sum([*x.tables, *y.tables], x.width)
+        self._values[node.outputs[0]] = Sum([*x.tables, *y.tables], x.width)
         self._settle(node.outputs[0])
         return True
 
     def _add_residual(self, node: Node, linear: str, other: str) -> bool:
         pending = self._values.get(linear)
-        if not isinstance(pending, _Linear) or pending.residual >= 0:
+        if not isinstance(pending, Linear) or pending.residual >= 0:
             return False
         residual = self._whole(other)
         shape = self.graph.types[linear].shape
         if shape is None or residual.lanes != self._lanes_after(pending.node) or residual.width != shape[-1]:
             return False
-        fused, result = _Linear(pending.node, residual.id), node.outputs[0]
+        fused, result = Linear(pending.node, residual.id), node.outputs[0]
         readers = self._consumers.get(result, [])
         if len(readers) == 1 and readers[0].op == "Activation" and result not in self._stores:
             self._values[result] = fused
@@ -556,7 +484,7 @@ class Lowering:
 
     def _lower_unfold(self, node: Node) -> None:
         window, source = Window.of(node.attrs["window"]), node.inputs[0]
-        self._shown[node.outputs[0]] = _Shown(source, window, node.attrs["align"])
+        self._shown[node.outputs[0]] = Shown(source, window, node.attrs["align"])
         if any(reader.op not in ("Linear", "QLinear") for reader in self._consumers.get(node.outputs[0], [])):
             raise UnsupportedModelError(f"Unfold {node.name!r} is read by something other than a linear layer")
         self._check_window(node, window, next(iter(self._lanes_of(source)), -1))
@@ -564,7 +492,7 @@ class Lowering:
     def _lanes_of(self, name: str) -> list[int]:
         """Lanes per sequence of a value in any of its forms."""
         known = self._values.get(name)
-        if isinstance(known, _Value):
+        if isinstance(known, Value):
             return [known.lanes]
         return [value.lanes for (source, _), value in self._quantized.items() if source == name]
 
@@ -577,12 +505,12 @@ class Lowering:
     def _lower_maxpool(self, node: Node) -> None:
         known, window = self._values.get(node.inputs[0]), Window.of(node.attrs["window"])
         # Integers of one scale are in the order of their floats.
-        rounded = known if isinstance(known, _Rounded) and known.static is not None and window.always_sees else None
+        rounded = known if isinstance(known, Rounded) and known.static is not None and window.always_sees else None
         x = rounded.integers if rounded else self._whole(node.inputs[0])
         self._check_window(node, window, x.lanes)
         id_ = self.program.add_max_pool(self._label(node), x.id, window.pairs)
         if rounded:
-            self._put_off_floats(node, _Value(id_, window.pixels, 0, x.width, True), rounded.static)
+            self._put_off_floats(node, Value(id_, window.pixels, 0, x.width, True), rounded.static)
         else:
             self._define(node.outputs[0], self._new(id_, window.pixels, x.width))
 
@@ -614,7 +542,7 @@ class Lowering:
             raise UnsupportedModelError(f"SliceFeatures {node.name!r}: a squeezed slice is read by another operation")
         x = self._value(node.inputs[0])
         width = node.attrs["stop"] - node.attrs["start"]
-        self._values[name] = _Value(x.id, x.lanes, x.first + node.attrs["start"], width, False)
+        self._values[name] = Value(x.id, x.lanes, x.first + node.attrs["start"], width, False)
 
     def _lower_cast(self, node: Node) -> None:
         name = node.outputs[0]
